@@ -1,0 +1,18 @@
+//! `plastic-host completions`.
+
+use super::Global;
+use clap::CommandFactory;
+use std::process::ExitCode;
+
+/// Options of `completions`.
+#[derive(clap::Args, Debug)]
+pub struct CompletionsArgs {
+    /// Shell to complete for
+    pub shell: clap_complete::Shell,
+}
+
+/// Prints the completion script of one shell.
+pub fn run(args: &CompletionsArgs, _g: &Global) -> anyhow::Result<ExitCode> {
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "plastic-host", &mut std::io::stdout());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,92 @@
+//! The command line: one file a verb; parsing and printing only.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by an evaluator or guardrail.
+
+mod completions;
+mod doctor;
+mod eval;
+mod generate;
+mod model;
+mod plugin;
+mod replay;
+mod resume;
+mod run;
+mod ui;
+mod undo;
+
+use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Options every verb takes.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// Print one JSON document on standard output instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, no notes; errors and results only
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// More detail on standard error (-v, -vv); RUST_LOG overrides
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Runs language models on MLX with rank that can sleep and wake, decided by plugins.
+#[derive(Parser, Debug)]
+#[command(name = "plastic-host", version, about, args_conflicts_with_subcommands = true, after_help = run::EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: run::RunArgs,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Run the sleep/wake loop of a policy on a model (what the program does with no verb)
+    Run(Box<run::RunArgs>),
+    /// Continue a run that was interrupted
+    Resume(resume::ResumeArgs),
+    /// Take a run back to the state after an earlier step
+    Undo(undo::UndoArgs),
+    /// Show what happened in a run
+    Replay(replay::ReplayArgs),
+    /// Generate text
+    Generate(Box<generate::GenerateArgs>),
+    /// Measure perplexity on a text
+    Eval(Box<eval::EvalArgs>),
+    /// Fetch, import, inspect and list models
+    Model(model::ModelArgs),
+    /// Build and inspect plugins
+    Plugin(plugin::PluginArgs),
+    /// Check this machine: MLX, BLAS, memory, models, tools
+    Doctor(doctor::DoctorArgs),
+    /// Print shell completions
+    Completions(completions::CompletionsArgs),
+}
+
+/// Entry point of the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    ui::init(&cli.global);
+    let g = &cli.global;
+    let result = match &cli.verb {
+        None => run::run(&cli.run, g),
+        Some(Verb::Run(a)) => run::run(a, g),
+        Some(Verb::Resume(a)) => resume::run(a, g),
+        Some(Verb::Undo(a)) => undo::run(a, g),
+        Some(Verb::Replay(a)) => replay::run(a, g),
+        Some(Verb::Generate(a)) => generate::run(a, g),
+        Some(Verb::Eval(a)) => eval::run(a, g),
+        Some(Verb::Model(a)) => model::run(a, g),
+        Some(Verb::Plugin(a)) => plugin::run(a, g),
+        Some(Verb::Doctor(a)) => doctor::run(a, g),
+        Some(Verb::Completions(a)) => completions::run(a, g),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => ui::fail(&e, g),
+    }
+}

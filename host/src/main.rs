@@ -1,0 +1,5 @@
+//! The `plastic-host` program.
+
+fn main() -> std::process::ExitCode {
+    plastic_host::cli::main()
+}

@@ -1,0 +1,1 @@
+//! Symmetric eigenproblems and matrix roots.

@@ -1,0 +1,49 @@
+//! The only room that touches mlx-rs directly: start-up, devices, memory, kernels, linear algebra.
+//!
+//! MLX streams belong to threads, so one thread owns every lazy array; evaluated arrays and plain
+//! vectors may travel. Shapes and indices are checked before they reach MLX, which checks neither
+//! gathers nor allocations.
+
+pub mod kernels;
+pub mod linalg;
+
+pub use mlx_rs::{Array, Dtype};
+
+/// An MLX operation failed; `what` names the operation in the caller's words.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct MlxError {
+    /// What was being done.
+    pub what: String,
+    /// MLX's own text.
+    pub source: mlx_rs::error::Exception,
+}
+
+impl From<mlx_rs::error::Exception> for MlxError {
+    fn from(source: mlx_rs::error::Exception) -> Self {
+        MlxError { what: "MLX".into(), source }
+    }
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, MlxError>;
+
+/// Adds the caller's words to an MLX error.
+pub trait Context<T> {
+    /// Names what was being done.
+    fn context(self, what: impl Into<String>) -> Result<T>;
+}
+
+impl<T> Context<T> for std::result::Result<T, mlx_rs::error::Exception> {
+    fn context(self, what: impl Into<String>) -> Result<T> {
+        self.map_err(|source| MlxError { what: what.into(), source })
+    }
+}
+
+/// Evaluates arrays now.
+///
+/// # Errors
+/// Whatever MLX reports from the delayed computation, I/O included.
+pub fn eval<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+    mlx_rs::transforms::eval(arrays).context("evaluating arrays")
+}

@@ -1,0 +1,1 @@
+//! Slices, factors, the parked store, the step loop, the journal.

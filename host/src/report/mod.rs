@@ -1,0 +1,1 @@
+//! Events into tables, CSV, JSON and pictures.
