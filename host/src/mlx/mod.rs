@@ -6,6 +6,7 @@
 
 pub mod kernels;
 pub mod linalg;
+pub mod spectral;
 
 pub use mlx_rs::{Array, Dtype};
 
