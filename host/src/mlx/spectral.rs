@@ -66,7 +66,7 @@ pub fn eigh(a: &Array) -> Result<(Array, Array)> {
 pub fn powers<const N: usize>(a: &Array, powers: [f64; N], ridge: f64) -> Result<[Array; N]> {
     let what = "root of a covariance matrix";
     let (values, vectors) = eigh(a)?;
-    let values = on_cpu(|| values.maximum(Array::from_f64(0.0))).context(what)?;
+    let values = on_cpu(|| mlx_rs::ops::maximum(&values, Array::from_f64(0.0))).context(what)?;
     let mean = to_vec(&values)?.iter().sum::<f64>() / f64::from(values.dim(0).max(1));
     if mean <= 0.0 {
         return Err(mlx_rs::error::Exception::custom(
