@@ -125,8 +125,9 @@ mod tests {
         let scaled =
             on_cpu(|| u.multiply(Array::from_slice_f64(&e, &[1, 17]).as_dtype(Dtype::Float64).unwrap())).unwrap();
         let back = to_vec(&matmul(&scaled, &u.transpose().unwrap()).unwrap()).unwrap();
-        for (x, y) in back.iter().zip(to_vec(&a).unwrap()) {
-            assert!((x - y).abs() < 1e-10 * e[0], "{x} {y}");
+        // LAPACK reads the lower triangle; a float32 product need not be symmetric to the last bit.
+        for (i, (x, y)) in back.iter().zip(to_vec(&a).unwrap()).enumerate().filter(|(i, _)| i / 17 >= i % 17) {
+            assert!((x - y).abs() < 1e-12 * e[0], "{i}: {x} {y}");
         }
         assert_eq!(to_vec(&eigenvalues(&a).unwrap()).unwrap().len(), 17);
     }
