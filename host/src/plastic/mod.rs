@@ -1,1 +1,19 @@
-//! Slices, factors, the parked store, the step loop, the journal.
+//! Slices, factors, the parked store, the step loop and the journal.
+//!
+//! What flows through: calibration text → [`moments`] (second moments of activations and output
+//! gradients) → [`factor`] (ordered components of a slice, and its spectrum) → a policy's plan →
+//! [`plan`] (checked and resolved to what shall be awake) → [`elastic`] (applied to the model, and
+//! taken back) → an evaluator's verdict → [`journal`]. [`step`] drives it; [`measure`] is what an
+//! evaluator sees of the model; [`rundir`] owns the files of one run.
+//!
+//! The state of a model is one [`state::Awake`] a slice, nothing else: the value of a component is
+//! fixed when its bank is written, so undo, resume and replay need no history.
+
+pub mod bank;
+pub mod factor;
+pub mod plan;
+pub mod state;
+pub mod elastic;
+pub mod files;
+pub mod journal;
+pub mod moments;

@@ -1,0 +1,315 @@
+//! A model whose slices can sleep and wake: applies a resolved state and takes it back.
+//!
+//! The base weights stay in the model untouched; a slice that is not dense runs on factors laid over
+//! them. So waking everything is forgetting the factors, and rolling back is putting the earlier
+//! handles back: both are exact, and neither can fail.
+
+use super::bank::{Bank, BankError, Parking};
+use super::factor::{self, Metric};
+use super::moments::Moments;
+use super::state::{Awake, DENSE};
+use crate::mlx;
+use crate::model::{Factors, Model, ModelError};
+use crate::plugin::contract::{Slice, SliceState};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A state cannot be applied; the model is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum ElasticError {
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A slice cannot be factored.
+    #[error("{slice}: {source}")]
+    Factor {
+        /// The slice.
+        slice: String,
+        /// The cause.
+        source: mlx::MlxError,
+    },
+    /// A bank cannot be made or read.
+    #[error(transparent)]
+    Bank(#[from] BankError),
+    /// The metric needs calibration statistics that were not gathered.
+    #[error("{slice}: the {metric} metric needs calibration statistics; name a text with --calibration")]
+    NoMoments {
+        /// The slice.
+        slice: String,
+        /// The metric.
+        metric: &'static str,
+    },
+    /// Interrupted between two slices.
+    #[error("interrupted while factoring")]
+    Interrupted,
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, ElasticError>;
+
+/// One slice as it runs.
+#[derive(Clone)]
+struct Running {
+    awake: Awake,
+    bank: Option<Rc<Bank>>,
+    factors: Option<Factors>,
+    frozen: bool,
+    dwell: u32,
+}
+
+/// The running state of all slices, cheap to copy: tensors are shared.
+#[derive(Clone)]
+pub struct Snapshot(Vec<Running>);
+
+impl Snapshot {
+    /// What is awake, slice by slice.
+    pub fn awake(&self) -> Vec<Awake> {
+        self.0.iter().map(|r| r.awake.clone()).collect()
+    }
+}
+
+/// How new banks are made.
+pub struct Factoring<'a> {
+    /// What orders the components.
+    pub metric: Metric,
+    /// Calibration statistics, where the metric needs them.
+    pub moments: Option<&'a Moments>,
+    /// How sleepers are kept.
+    pub parking: Parking,
+}
+
+/// A model and the slices of it that a run may change.
+pub struct Elastic {
+    model: Model,
+    /// Position of each slice of the run in the model.
+    positions: Vec<usize>,
+    slices: Vec<Slice>,
+    running: Vec<Running>,
+}
+
+impl Elastic {
+    /// Takes a model; `chosen` are the positions of the slices that may change, ascending.
+    pub fn new(model: Model, chosen: Vec<usize>) -> Elastic {
+        let slices = chosen.iter().filter_map(|&p| model.slices().get(p)).map(describe).collect::<Vec<_>>();
+        let dense = Running { awake: DENSE, bank: None, factors: None, frozen: false, dwell: 0 };
+        let running = vec![dense; slices.len()];
+        Elastic { model, positions: chosen, slices, running }
+    }
+
+    /// The model in its current state.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Ends the elastic life and hands the model out as it runs now.
+    pub fn into_model(self) -> Model {
+        self.model
+    }
+
+    /// The slices of the run.
+    pub fn slices(&self) -> &[Slice] {
+        &self.slices
+    }
+
+    /// Position of a slice of the run in the model.
+    pub fn position(&self, slice: usize) -> usize {
+        self.positions[slice]
+    }
+
+    /// What is awake and frozen, for plan checking.
+    pub fn subjects(&self) -> Vec<super::plan::Subject> {
+        self.running.iter().map(|r| super::plan::Subject { awake: r.awake.clone(), frozen: r.frozen }).collect()
+    }
+
+    /// The state as policies see it.
+    pub fn states(&self) -> Vec<SliceState> {
+        self.running.iter().zip(&self.slices).map(|(r, s)| state_of(r, s)).collect()
+    }
+
+    /// Parameters awake in all slices of the run.
+    pub fn parameters(&self) -> u64 {
+        self.running.iter().zip(&self.slices).map(|(r, s)| r.awake.parameters(s.rows, s.cols)).sum()
+    }
+
+    /// The running state, to come back to.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.running.clone())
+    }
+
+    /// Goes back to an earlier state, exactly.
+    pub fn restore(&mut self, earlier: &Snapshot) {
+        for (i, r) in earlier.0.iter().enumerate() {
+            if self.running[i].factors.is_some() || r.factors.is_some() {
+                self.model.set_factors(self.positions[i], r.factors.clone());
+            }
+        }
+        self.running = earlier.0.clone();
+    }
+
+    /// Runs on the base's own weights until [`Elastic::restore`]; forgets nothing in the snapshot.
+    pub fn wake_all(&mut self) {
+        for (i, r) in self.running.iter_mut().enumerate() {
+            if r.factors.take().is_some() {
+                self.model.set_factors(self.positions[i], None);
+            }
+            r.awake = DENSE;
+        }
+    }
+
+    /// Makes `awake` the state of every slice, factoring slices that have no bank in this metric yet.
+    /// `progress` gets (done, total, slice) before each changed slice and answers whether to go on.
+    ///
+    /// # Errors
+    /// As [`ElasticError`] says; the model then runs exactly as before the call.
+    pub fn apply(
+        &mut self,
+        awake: &[Awake],
+        frozen: &[bool],
+        how: &Factoring,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+    ) -> Result<()> {
+        let before = self.snapshot();
+        let applied = self.apply_each(awake, frozen, how, progress);
+        if applied.is_err() {
+            self.restore(&before);
+        }
+        applied
+    }
+
+    fn apply_each(
+        &mut self,
+        awake: &[Awake],
+        frozen: &[bool],
+        how: &Factoring,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+    ) -> Result<()> {
+        let changed: Vec<usize> = (0..self.running.len()).filter(|&i| awake[i] != self.running[i].awake).collect();
+        for r in &mut self.running {
+            r.dwell = r.dwell.saturating_add(1);
+        }
+        for (n, &i) in changed.iter().enumerate() {
+            if !progress(n, changed.len(), &self.slices[i].name) {
+                return Err(ElasticError::Interrupted);
+            }
+            self.set(i, &awake[i], how)?;
+            self.running[i].dwell = 0;
+        }
+        for (r, f) in self.running.iter_mut().zip(frozen) {
+            r.frozen = *f;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, i: usize, awake: &Awake, how: &Factoring) -> Result<()> {
+        let factors = match awake.is_dense() {
+            true => None,
+            false => {
+                let bank = match self.running[i].bank.clone().filter(|b| b.metric == how.metric) {
+                    Some(bank) => bank,
+                    None => Rc::new(self.make_bank(i, awake, how)?),
+                };
+                let factors = bank.factors(awake)?;
+                self.running[i].bank = Some(bank);
+                Some(factors)
+            }
+        };
+        self.model.set_factors(self.positions[i], factors.clone());
+        self.running[i].factors = factors;
+        self.running[i].awake = awake.clone();
+        Ok(())
+    }
+
+    fn make_bank(&self, i: usize, awake: &Awake, how: &Factoring) -> Result<Bank> {
+        let position = self.positions[i];
+        let slice = self.slices[i].name.clone();
+        let moments = match how.metric.needs_moments() {
+            false => None,
+            true => {
+                let of = how.moments.and_then(|m| m.of(position, &self.model.slices()[position]));
+                let metric = how.metric.name();
+                Some(of.ok_or_else(|| ElasticError::NoMoments { slice: slice.clone(), metric })?)
+            }
+        };
+        let w = self.model.dense_weight(position)?;
+        let components = factor::components(&w, how.metric, moments.as_ref())
+            .map_err(|source| ElasticError::Factor { slice, source })?;
+        Ok(Bank::new(&components, how.metric, awake, how.parking)?)
+    }
+
+    /// Singular values of every slice in one metric.
+    ///
+    /// # Errors
+    /// When a slice cannot be decomposed, or on interruption.
+    pub fn spectra(
+        &self,
+        metric: Metric,
+        moments: Option<&Moments>,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut out = Vec::with_capacity(self.slices.len());
+        for (i, s) in self.slices.iter().enumerate() {
+            if !progress(i, self.slices.len(), &s.name) {
+                return Err(ElasticError::Interrupted);
+            }
+            let position = self.positions[i];
+            let m = match metric.needs_moments() {
+                false => None,
+                true => Some(moments.and_then(|m| m.of(position, &self.model.slices()[position])).ok_or_else(|| {
+                    ElasticError::NoMoments { slice: s.name.clone(), metric: metric.name() }
+                })?),
+            };
+            let w = self.model.dense_weight(position)?;
+            let values = factor::spectrum(&w, metric, m.as_ref())
+                .map_err(|source| ElasticError::Factor { slice: s.name.clone(), source })?;
+            out.push(values);
+        }
+        Ok(out)
+    }
+
+    /// Banks that are still only in memory, by slice.
+    pub fn unwritten_banks(&self) -> Vec<(usize, Rc<Bank>)> {
+        let unwritten = |(i, r): (usize, &Running)| {
+            let bank = r.bank.clone()?;
+            (!bank.tensors("").is_empty()).then_some((i, bank))
+        };
+        self.running.iter().enumerate().filter_map(unwritten).collect()
+    }
+
+    /// Puts banks that lie in files in the place of those in memory.
+    pub fn set_banks(&mut self, banks: HashMap<usize, Bank>) {
+        for (i, bank) in banks {
+            if let Some(r) = self.running.get_mut(i) {
+                r.bank = Some(Rc::new(bank));
+            }
+        }
+    }
+}
+
+fn describe(s: &crate::model::SliceMeta) -> Slice {
+    Slice {
+        name: s.name.clone(),
+        layer: s.layer,
+        kind: s.kind.clone(),
+        group: s.group,
+        rows: s.rows,
+        cols: s.cols,
+        max_rank: s.rows.min(s.cols),
+        dense_parameters: u64::from(s.rows) * u64::from(s.cols),
+        component_parameters: u64::from(s.rows) + u64::from(s.cols),
+        attributes: Vec::new(),
+    }
+}
+
+fn state_of(r: &Running, s: &Slice) -> SliceState {
+    let parameters = r.awake.parameters(s.rows, s.cols);
+    SliceState {
+        awake: r.awake.rank(s.max_rank),
+        dense: r.awake.is_dense(),
+        dense_allowed: true,
+        frozen: r.frozen,
+        dwell: r.dwell,
+        parameters,
+        bytes: 4 * parameters,
+        parked_bytes: r.bank.as_ref().map_or(0, |b| b.parked_bytes(&r.awake, s.rows, s.cols)),
+    }
+}

@@ -1,0 +1,407 @@
+//! The append-only record of a run: one JSON object a line, synced before the next step begins.
+//!
+//! The first line describes the run; every step adds one. A line that a kill cut short is dropped on
+//! reading: what it told of had not been committed.
+
+use super::bank::BankRecord;
+use super::state::Awake;
+use crate::plugin::Origin;
+use crate::plugin::contract::{Info, Metric, Plan, Slice, Verdict};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::path::{Path, PathBuf};
+
+/// Version of the record format.
+pub const SCHEMA: u32 = 1;
+
+/// A file the run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// As the user named it.
+    pub path: PathBuf,
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+}
+
+/// A plugin the run depends on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PluginRecord {
+    /// Where it came from.
+    #[serde(flatten)]
+    pub origin: Origin,
+    /// Who it is.
+    pub info: Info,
+    /// Options it was configured with.
+    pub options: serde_json::Value,
+}
+
+/// First line: what the run is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of this program.
+    pub program: String,
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// Directory of the base.
+    pub base: PathBuf,
+    /// How the base was named.
+    pub base_id: String,
+    /// SHA-256 over the checkpoint.
+    pub base_sha256: String,
+    /// The policy.
+    pub policy: PluginRecord,
+    /// The evaluator.
+    pub evaluator: PluginRecord,
+    /// Evaluation text.
+    pub data: FileRecord,
+    /// Calibration text, where a metric needed it.
+    pub calibration: Option<FileRecord>,
+    /// Slices of the run; a slice's id is its position.
+    pub slices: Vec<Slice>,
+    /// Parameters of all slices when dense.
+    pub parameters: u64,
+    /// Parameters that may stay awake.
+    pub budget: u64,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// The candidate became current.
+    Committed,
+    /// The plan changed nothing.
+    Held,
+    /// The evaluator said no; rolled back.
+    Rejected,
+    /// The plan broke a rule; nothing was touched.
+    Refused,
+    /// A plugin or the host failed; rolled back.
+    Failed,
+}
+
+impl Fate {
+    /// The word in the journal and in a policy's observation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fate::Committed => "committed",
+            Fate::Held => "held",
+            Fate::Rejected => "rejected",
+            Fate::Refused => "refused",
+            Fate::Failed => "failed",
+        }
+    }
+}
+
+/// Wall-clock seconds of the phases of a step.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Building the observation.
+    pub observe: f64,
+    /// The policy's call.
+    pub decide: f64,
+    /// Checking the plan.
+    pub validate: f64,
+    /// Decompositions and factors.
+    pub apply: f64,
+    /// The evaluator, scoring included.
+    pub evaluate: f64,
+    /// Writing banks.
+    pub commit: f64,
+    /// The whole step.
+    pub total: f64,
+}
+
+/// What is awake in sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Parameters awake.
+    pub parameters: u64,
+    /// Bytes of the awake part in memory (float32).
+    pub bytes: u64,
+    /// Bytes of the parked components.
+    pub parked_bytes: u64,
+}
+
+/// One step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Step, from 1.
+    pub step: u32,
+    /// Step whose state this one started from; 0 is the base.
+    pub parent: u32,
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// SHA-256 of the observation.
+    pub observation_sha256: String,
+    /// What the policy answered.
+    pub plan: Option<Plan>,
+    /// How it ended.
+    pub fate: Fate,
+    /// Why.
+    pub reason: String,
+    /// Before the step.
+    pub before: Footprint,
+    /// After the step, as it was judged: for a rejected step what the candidate had.
+    pub after: Footprint,
+    /// Ranks before the step.
+    pub ranks_before: Vec<u32>,
+    /// Ranks of the candidate.
+    pub ranks_after: Vec<u32>,
+    /// What the evaluator said.
+    pub verdict: Option<Verdict>,
+    /// Tokens scored a second, the base and the candidate.
+    pub tokens_per_second: Option<[f64; 2]>,
+    /// Durations.
+    pub times: Times,
+    /// The new current state; only when committed.
+    pub state: Option<Vec<Awake>>,
+    /// Frozen slices after the step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<u32>,
+    /// Banks written by this step, all in its own bank file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub banks: Vec<BankRecord>,
+    /// The policy's state after deciding, base 16.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy_state: String,
+}
+
+/// Waking everything was tried and compared with the base.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WakeRecord {
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// SHA-256 of the base's probe logits.
+    pub base_sha256: String,
+    /// SHA-256 of the probe logits with everything awake again.
+    pub woken_sha256: String,
+    /// Whether the two are equal.
+    pub identical: bool,
+    /// Seconds that waking took.
+    pub seconds: f64,
+}
+
+/// One line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// The run begins.
+    Run(Box<RunRecord>),
+    /// A step ended.
+    Step(Box<StepRecord>),
+    /// Waking everything was tried.
+    Wake(WakeRecord),
+    /// The run went back.
+    Undo {
+        /// UTC, RFC 3339.
+        time: String,
+        /// Step whose state is current again; 0 is the base.
+        to: u32,
+    },
+    /// The run goes on after an interruption.
+    Resume {
+        /// UTC, RFC 3339.
+        time: String,
+    },
+    /// The run ended in order.
+    End {
+        /// UTC, RFC 3339.
+        time: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A journal cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A line in the middle is damaged.
+    #[error("{path}, line {line}: {message}; restore the file from a backup or start a new run")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// No run header.
+    #[error("{path}: this is no journal of a run (the first line must be the run event)")]
+    NoRun {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by a newer program.
+    #[error("{path}: schema {found} is newer than the {SCHEMA} this program reads; update plastic-host")]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// An undo to a step that is not there.
+    #[error("{path}: there is no committed step {step}; committed are {committed}")]
+    NoStep {
+        /// The file.
+        path: PathBuf,
+        /// What was asked.
+        step: u32,
+        /// What there is.
+        committed: String,
+    },
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, JournalError>;
+
+/// An open journal.
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    events: Vec<Event>,
+}
+
+impl Journal {
+    /// Starts a new journal with its first line.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be written.
+    pub fn create(path: &Path, run: RunRecord) -> Result<Journal> {
+        let io = |source| JournalError::Io { path: path.to_owned(), source };
+        let file = OpenOptions::new().create_new(true).append(true).open(path).map_err(io)?;
+        let mut journal = Journal { path: path.to_owned(), file, events: Vec::new() };
+        journal.append(Event::Run(Box::new(run)))?;
+        if let Some(dir) = path.parent() {
+            super::files::sync_dir(dir).map_err(io)?;
+        }
+        Ok(journal)
+    }
+
+    /// Opens a journal to append to it; a last line that was cut short is removed from the file.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub fn open(path: &Path) -> Result<Journal> {
+        let (events, whole) = parse(path)?;
+        let io = |source| JournalError::Io { path: path.to_owned(), source };
+        let mut file = OpenOptions::new().write(true).open(path).map_err(io)?;
+        file.set_len(whole).map_err(io)?;
+        file.seek(io::SeekFrom::End(0)).map_err(io)?;
+        Ok(Journal { path: path.to_owned(), file, events })
+    }
+
+    /// Reads the events of a journal.
+    ///
+    /// # Errors
+    /// When it cannot be read, a line in the middle is damaged, or it is no journal.
+    pub fn read(path: &Path) -> Result<Vec<Event>> {
+        Ok(parse(path)?.0)
+    }
+
+    /// Adds one event and syncs it to the disk.
+    ///
+    /// # Errors
+    /// When the disk is full; the event did not happen then.
+    pub fn append(&mut self, event: Event) -> Result<()> {
+        let io = |source| JournalError::Io { path: self.path.clone(), source };
+        let before = self.file.metadata().map_err(io)?.len();
+        let mut line = serde_json::to_string(&event).map_err(|e| io(io::Error::other(e)))?;
+        line.push('\n');
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_all());
+        if let Err(source) = written {
+            // Leave no half line behind; reading would drop it anyway.
+            let _ = self.file.set_len(before);
+            return Err(JournalError::Io { path: self.path.clone(), source });
+        }
+        self.events.push(event);
+        Ok(())
+    }
+
+    /// All events so far.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+}
+
+/// Events, and the length of the file up to the last whole line.
+fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
+    let bytes = std::fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
+    let mut events = Vec::new();
+    let mut whole = 0;
+    for (number, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
+        let complete = line.ends_with(b"\n");
+        match serde_json::from_slice::<Event>(line) {
+            Ok(event) if complete => events.push(event),
+            _ if !complete => break,
+            Ok(_) => break,
+            Err(e) => {
+                return Err(JournalError::Line { path: path.to_owned(), line: number + 1, message: e.to_string() });
+            }
+        }
+        whole += line.len() as u64;
+    }
+    match events.first() {
+        Some(Event::Run(r)) if r.schema > SCHEMA => Err(JournalError::Schema { path: path.to_owned(), found: r.schema }),
+        Some(Event::Run(_)) => Ok((events, whole)),
+        _ => Err(JournalError::NoRun { path: path.to_owned() }),
+    }
+}
+
+/// Questions about a list of events.
+pub trait History {
+    /// The run's first line.
+    fn run(&self) -> Option<&RunRecord>;
+    /// All steps, in order.
+    fn steps(&self) -> impl Iterator<Item = &StepRecord>;
+    /// The step whose state is current; `None` is the base.
+    fn current(&self) -> Option<&StepRecord>;
+    /// The committed step with this number.
+    fn committed(&self, step: u32) -> Option<&StepRecord>;
+    /// Why the run ended, if nothing happened after its end.
+    fn ended(&self) -> Option<&str>;
+}
+
+impl History for [Event] {
+    fn run(&self) -> Option<&RunRecord> {
+        self.iter().find_map(|e| if let Event::Run(r) = e { Some(&**r) } else { None })
+    }
+
+    fn steps(&self) -> impl Iterator<Item = &StepRecord> {
+        self.iter().filter_map(|e| if let Event::Step(s) = e { Some(&**s) } else { None })
+    }
+
+    fn current(&self) -> Option<&StepRecord> {
+        let mut current = None;
+        for event in self {
+            match event {
+                Event::Step(s) if s.fate == Fate::Committed => current = Some(&**s),
+                Event::Undo { to, .. } => current = self.committed(*to),
+                _ => {}
+            }
+        }
+        current
+    }
+
+    fn committed(&self, step: u32) -> Option<&StepRecord> {
+        self.steps().find(|s| s.step == step && s.fate == Fate::Committed)
+    }
+
+    fn ended(&self) -> Option<&str> {
+        match self.last() {
+            Some(Event::End { reason, .. }) => Some(reason),
+            _ => None,
+        }
+    }
+}
