@@ -9,7 +9,7 @@ use super::factor::{self, Metric};
 use super::moments::Moments;
 use super::state::{Awake, DENSE};
 use crate::mlx;
-use crate::model::{Factors, Model, ModelError};
+use crate::model::{Error as ModelError, Factors, Model};
 use crate::plugin::contract::{Slice, SliceState};
 use std::collections::HashMap;
 use std::rc::Rc;

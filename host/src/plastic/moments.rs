@@ -9,7 +9,7 @@
 
 use super::factor::SliceMoments;
 use crate::mlx::{self, Array, Context, kernels, spectral};
-use crate::model::{Model, ModelError, SliceMeta, Tap};
+use crate::model::{Model, Error as ModelError, SliceMeta, Tap};
 use mlx_rs::error::Exception;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -109,18 +109,22 @@ fn gram(a: &Array) -> std::result::Result<Array, Exception> {
 
 /// Sees the projections of one layer and keeps the Gram matrices of their inputs or outputs.
 struct Watch<'a> {
-    slices: &'a [SliceMeta],
+    model: &'a Model,
     grams: RefCell<Vec<(String, Array)>>,
 }
 
 impl Tap for Watch<'_> {
     fn linear(&self, slice: usize, x: &Array, y: Array) -> mlx::Result<Array> {
-        let s = &self.slices[slice];
+        let s = &self.model.slices()[slice];
         let key = input_key(s);
         let mut grams = self.grams.borrow_mut();
         if !grams.iter().any(|(k, _)| *k == key) {
-            let seen = if s.rows <= s.cols { &y } else { x };
-            grams.push((key, flat(seen).and_then(|a| gram(&a)).context("input moments")?));
+            let seen = match (s.rows <= s.cols, self.model.bias(slice)) {
+                (true, Some(bias)) => y.subtract(bias).context("input moments")?,
+                (true, None) => y.clone(),
+                (false, _) => x.clone(),
+            };
+            grams.push((key, flat(&seen).and_then(|a| gram(&a)).context("input moments")?));
         }
         Ok(y)
     }
@@ -191,7 +195,7 @@ pub fn gather(model: &Model, pass: &Pass, progress: &mut Progress) -> Result<Mom
         let mut h = model.embed(&tokens)?;
         let mut inputs = Vec::new();
         for layer in 0..layers.len() {
-            let watch = Watch { slices, grams: RefCell::new(Vec::new()) };
+            let watch = Watch { model, grams: RefCell::new(Vec::new()) };
             let next = model.layer(layer, &h, None, Some(&watch))?;
             mlx::eval([&next])?;
             for (key, gram) in watch.grams.into_inner() {
