@@ -5,7 +5,7 @@
 //! handles back: both are exact, and neither can fail.
 
 use super::bank::{Bank, BankError, Parking};
-use super::factor::{self, Metric};
+use super::factor::{self, Metric, SliceMoments};
 use super::moments::Moments;
 use super::state::{Awake, DENSE};
 use crate::mlx;
@@ -39,6 +39,12 @@ pub enum ElasticError {
         /// The metric.
         metric: &'static str,
     },
+    /// A recorded state needs a bank that is not there.
+    #[error("{slice}: its parked components are missing from the run; undo to an earlier step")]
+    NoBank {
+        /// The slice.
+        slice: String,
+    },
     /// Interrupted between two slices.
     #[error("interrupted while factoring")]
     Interrupted,
@@ -70,8 +76,8 @@ impl Snapshot {
 
 /// How new banks are made.
 pub struct Factoring<'a> {
-    /// What orders the components.
-    pub metric: Metric,
+    /// What orders the components of new banks; `None` keeps to the banks there are.
+    pub metric: Option<Metric>,
     /// Calibration statistics, where the metric needs them.
     pub moments: Option<&'a Moments>,
     /// How sleepers are kept.
@@ -204,9 +210,11 @@ impl Elastic {
         let factors = match awake.is_dense() {
             true => None,
             false => {
-                let bank = match self.running[i].bank.clone().filter(|b| b.metric == how.metric) {
-                    Some(bank) => bank,
-                    None => Rc::new(self.make_bank(i, awake, how)?),
+                let kept = self.running[i].bank.clone().filter(|b| how.metric.is_none_or(|m| m == b.metric));
+                let bank = match (kept, how.metric) {
+                    (Some(bank), _) => bank,
+                    (None, Some(metric)) => Rc::new(self.make_bank(i, awake, metric, how)?),
+                    (None, None) => return Err(ElasticError::NoBank { slice: self.slices[i].name.clone() }),
                 };
                 let factors = bank.factors(awake)?;
                 self.running[i].bank = Some(bank);
@@ -219,21 +227,23 @@ impl Elastic {
         Ok(())
     }
 
-    fn make_bank(&self, i: usize, awake: &Awake, how: &Factoring) -> Result<Bank> {
-        let position = self.positions[i];
+    fn make_bank(&self, i: usize, awake: &Awake, metric: Metric, how: &Factoring) -> Result<Bank> {
+        let moments = self.moments_of(i, metric, how.moments)?;
+        let w = self.model.dense_weight(self.positions[i])?;
         let slice = self.slices[i].name.clone();
-        let moments = match how.metric.needs_moments() {
-            false => None,
-            true => {
-                let of = how.moments.and_then(|m| m.of(position, &self.model.slices()[position]));
-                let metric = how.metric.name();
-                Some(of.ok_or_else(|| ElasticError::NoMoments { slice: slice.clone(), metric })?)
-            }
-        };
-        let w = self.model.dense_weight(position)?;
-        let components = factor::components(&w, how.metric, moments.as_ref())
+        let components = factor::components(&w, metric, moments.as_ref())
             .map_err(|source| ElasticError::Factor { slice, source })?;
-        Ok(Bank::new(&components, how.metric, awake, how.parking)?)
+        Ok(Bank::new(&components, metric, awake, how.parking)?)
+    }
+
+    fn moments_of(&self, i: usize, metric: Metric, moments: Option<&Moments>) -> Result<Option<SliceMoments>> {
+        if !metric.needs_moments() {
+            return Ok(None);
+        }
+        let position = self.positions[i];
+        let of = moments.and_then(|m| m.of(position, &self.model.slices()[position]));
+        let none = || ElasticError::NoMoments { slice: self.slices[i].name.clone(), metric: metric.name() };
+        of.ok_or_else(none).map(Some)
     }
 
     /// Singular values of every slice in one metric.
@@ -251,14 +261,8 @@ impl Elastic {
             if !progress(i, self.slices.len(), &s.name) {
                 return Err(ElasticError::Interrupted);
             }
-            let position = self.positions[i];
-            let m = match metric.needs_moments() {
-                false => None,
-                true => Some(moments.and_then(|m| m.of(position, &self.model.slices()[position])).ok_or_else(|| {
-                    ElasticError::NoMoments { slice: s.name.clone(), metric: metric.name() }
-                })?),
-            };
-            let w = self.model.dense_weight(position)?;
+            let m = self.moments_of(i, metric, moments)?;
+            let w = self.model.dense_weight(self.positions[i])?;
             let values = factor::spectrum(&w, metric, m.as_ref())
                 .map_err(|source| ElasticError::Factor { slice: s.name.clone(), source })?;
             out.push(values);

@@ -27,7 +27,10 @@ pub fn write_tensors(path: &Path, tensors: &[(String, Array)]) -> io::Result<()>
     // MLX opened the path itself and does not report every failed write: count what arrived.
     let expected: u64 = tensors.iter().map(|(_, a)| a.nbytes() as u64).sum();
     if data_bytes(temp.path())? != expected {
-        return Err(io::Error::new(io::ErrorKind::StorageFull, "the file could not be written whole; the disk may be full"));
+        return Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "the file could not be written whole; the disk may be full",
+        ));
     }
     persist(temp, path)
 }

@@ -353,7 +353,9 @@ fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
         whole += line.len() as u64;
     }
     match events.first() {
-        Some(Event::Run(r)) if r.schema > SCHEMA => Err(JournalError::Schema { path: path.to_owned(), found: r.schema }),
+        Some(Event::Run(r)) if r.schema > SCHEMA => {
+            Err(JournalError::Schema { path: path.to_owned(), found: r.schema })
+        }
         Some(Event::Run(_)) => Ok((events, whole)),
         _ => Err(JournalError::NoRun { path: path.to_owned() }),
     }

@@ -10,10 +10,12 @@
 //! fixed when its bank is written, so undo, resume and replay need no history.
 
 pub mod bank;
-pub mod factor;
-pub mod plan;
-pub mod state;
+pub mod config;
 pub mod elastic;
+pub mod factor;
 pub mod files;
 pub mod journal;
 pub mod moments;
+pub mod plan;
+pub mod rundir;
+pub mod state;

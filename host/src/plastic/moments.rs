@@ -9,7 +9,7 @@
 
 use super::factor::SliceMoments;
 use crate::mlx::{self, Array, Context, kernels, spectral};
-use crate::model::{Model, Error as ModelError, SliceMeta, Tap};
+use crate::model::{Error as ModelError, Model, SliceMeta, Tap};
 use mlx_rs::error::Exception;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -323,7 +323,8 @@ impl Moments {
         }
         let mean: Vec<f32> = self.output_mean.iter().map(|v| *v as f32).collect();
         packed.push(("output_mean".into(), Array::from_slice(&mean, &[mean.len() as i32])));
-        super::files::write_tensors(path, &packed).map_err(|source| MomentsError::Write { path: path.to_owned(), source })
+        super::files::write_tensors(path, &packed)
+            .map_err(|source| MomentsError::Write { path: path.to_owned(), source })
     }
 
     /// Opens a file written by [`Moments::save`]; tensors are read when used. `None` when there is

@@ -1,0 +1,184 @@
+//! The options of a run, from a TOML file and the command line, and as kept in the run directory.
+
+use super::bank::Parking;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Options of a run; every field has the default of the command line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Policy plugin.
+    pub policy: PathBuf,
+    /// Evaluator plugin.
+    pub evaluator: PathBuf,
+    /// Base: id, directory, GGUF file or hub repository.
+    pub base: String,
+    /// Evaluation text.
+    pub data: PathBuf,
+    /// Calibration text.
+    pub calibration: PathBuf,
+    /// Globs over slice names; empty means all.
+    pub layers: Vec<String>,
+    /// Steps at most.
+    pub steps: u32,
+    /// Share of the slices' parameters that may stay awake, above 0 and at most 1.
+    pub budget: f64,
+    /// Passed to the evaluator as `max_loss_increase`, nats per token; `None` leaves its default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_loss_increase: Option<f64>,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Windows of evaluation text, spread evenly; 0 means all.
+    pub windows: usize,
+    /// Windows of calibration text, spread evenly; 0 means all.
+    pub calibration_windows: usize,
+    /// Those of them that also give gradients.
+    pub gradient_windows: usize,
+    /// How sleepers are kept.
+    pub parking: Parking,
+    /// Failures in a row after which the policy is benched and the run ends.
+    pub max_faults: u32,
+    /// Seconds one plugin call may take.
+    pub plugin_seconds: u64,
+    /// Memory a plugin may use, MiB.
+    pub plugin_memory: u64,
+    /// Options of the policy.
+    pub policy_options: toml::Table,
+    /// Options of the evaluator.
+    pub evaluator_options: toml::Table,
+}
+
+impl Default for RunConfig {
+    fn default() -> RunConfig {
+        RunConfig {
+            policy: PathBuf::new(),
+            evaluator: PathBuf::new(),
+            base: crate::model::registry::DEFAULT_BASE.into(),
+            data: PathBuf::new(),
+            calibration: PathBuf::new(),
+            layers: Vec::new(),
+            steps: 3,
+            budget: 0.9,
+            max_loss_increase: None,
+            seed: 0,
+            window: 512,
+            windows: 12,
+            calibration_windows: 32,
+            gradient_windows: 16,
+            parking: Parking::EightBit,
+            max_faults: 3,
+            plugin_seconds: 10,
+            plugin_memory: 256,
+            policy_options: toml::Table::new(),
+            evaluator_options: toml::Table::new(),
+        }
+    }
+}
+
+/// A value of a run's options makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum ConfigError {
+    /// Out of range.
+    #[error("{option} is {value}; it must be {rule}")]
+    Range {
+        /// The option as the command line spells it.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        rule: &'static str,
+    },
+    /// A `k=v` without `=`.
+    #[error("{option} {text:?} is not of the form name=value")]
+    Pair {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        text: String,
+    },
+}
+
+impl RunConfig {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// The first that makes no sense.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let range = |ok: bool, option, value: String, rule| match ok {
+            true => Ok(()),
+            false => Err(ConfigError::Range { option, value, rule }),
+        };
+        range(
+            self.budget > 0.0 && self.budget <= 1.0,
+            "--budget",
+            self.budget.to_string(),
+            "a share above 0 and at most 1, such as 0.9",
+        )?;
+        range(self.steps > 0, "--steps", self.steps.to_string(), "at least 1")?;
+        range(
+            (2..=1 << 17).contains(&self.window),
+            "--window",
+            self.window.to_string(),
+            "between 2 and 131072 tokens",
+        )?;
+        let limit = self.max_loss_increase.unwrap_or(0.0);
+        range(limit.is_finite(), "--max-loss-increase", limit.to_string(), "a number of nats per token, such as 0.1")?;
+        range(self.max_faults > 0, "--max-faults", self.max_faults.to_string(), "at least 1")?;
+        range(self.plugin_seconds > 0, "--plugin-seconds", self.plugin_seconds.to_string(), "at least 1")?;
+        range(
+            (1..=4096).contains(&self.plugin_memory),
+            "--plugin-memory",
+            self.plugin_memory.to_string(),
+            "between 1 and 4096 MiB",
+        )
+    }
+}
+
+/// `name=value` with the value read as TOML where it is one (`0.5`, `true`, `[1, 2]`), else as text.
+///
+/// # Errors
+/// Without `=` or a name.
+pub fn pair(option: &'static str, text: &str) -> Result<(String, toml::Value), ConfigError> {
+    let wrong = || ConfigError::Pair { option, text: text.into() };
+    let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+    if name.trim().is_empty() {
+        return Err(wrong());
+    }
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    Ok((name.trim().into(), parsed.unwrap_or_else(|| toml::Value::String(value.into()))))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn options_survive_a_round_trip_and_unknown_ones_are_named() {
+        let mut c = RunConfig { steps: 7, layers: vec!["*.q_proj".into()], ..RunConfig::default() };
+        c.policy_options.insert("metric".into(), "plain".into());
+        let text = toml::to_string(&c).unwrap();
+        assert_eq!(toml::from_str::<RunConfig>(&text).unwrap(), c);
+        assert!(toml::from_str::<RunConfig>("stepz = 3").unwrap_err().to_string().contains("stepz"));
+    }
+
+    #[test]
+    fn pairs_are_typed() {
+        assert_eq!(pair("-", "a=0.5").unwrap(), ("a".into(), toml::Value::Float(0.5)));
+        assert_eq!(pair("-", "a=true").unwrap().1, toml::Value::Boolean(true));
+        assert_eq!(pair("-", "metric=plain").unwrap().1, toml::Value::String("plain".into()));
+        assert_eq!(pair("-", "a=b=c").unwrap().1, toml::Value::String("b=c".into()));
+        assert!(pair("--policy-opt", "metric").unwrap_err().to_string().contains("name=value"));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for budget in [0.0, -1.0, 1.5, f64::NAN] {
+            assert!(RunConfig { budget, ..RunConfig::default() }.check().is_err());
+        }
+        assert!(RunConfig::default().check().is_ok());
+    }
+}

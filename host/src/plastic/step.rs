@@ -1,0 +1,566 @@
+//! The loop: observe → decide → validate → apply → evaluate → commit or roll back → journal.
+//!
+//! A step either commits, after its banks and its journal line are on the disk, or leaves the model
+//! exactly as it was. Whatever a plugin does ends in a [`Fate`]; only the host's own failures (a full
+//! disk, MLX) and an interruption come out as errors, with the model rolled back.
+
+use super::bank::Parking;
+use super::elastic::{Elastic, ElasticError, Factoring, Snapshot};
+use super::factor::Metric;
+use super::journal::{Event, Fate, Footprint, History, Journal, JournalError, StepRecord, Times, WakeRecord};
+use super::measure::{HostMeasure, ScoreBook};
+use super::moments::Moments;
+use super::plan::{self, Resolved};
+use super::rundir::{RunDir, RunError};
+use crate::mlx::{self, Array};
+use crate::model::{Error as ModelError, Tokenizer, hash};
+use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Spectrum, Task, Verdict};
+use crate::plugin::{Evaluator, Fault, Policy};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
+
+/// A run failed on the host's side, or was interrupted; the model is as after the last commit.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Files.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Tensors.
+    #[error(transparent)]
+    Elastic(#[from] ElasticError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A plugin failed before the first step.
+    #[error(transparent)]
+    Plugin(#[from] Fault),
+    /// The policy asks for something this host cannot compute.
+    #[error("{plugin}: needs {need:?}, which this host does not offer; it offers spectrum:plain, spectrum:input and spectrum:fisher")]
+    UnknownNeed {
+        /// The policy.
+        plugin: String,
+        /// What it asked for.
+        need: String,
+    },
+    /// Ctrl-C.
+    #[error("interrupted; nothing is lost: the run continues with `plastic-host resume {0}`")]
+    Interrupted(String),
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, StepError>;
+
+/// What a step is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Decomposing every slice for its spectrum.
+    Spectra,
+    /// Factoring the slices a plan changes.
+    Apply,
+    /// Scoring text.
+    Evaluate,
+}
+
+/// Told of progress and asked whether to go on.
+pub trait Watcher {
+    /// (done, total) of a stage; `detail` is a slice name or empty. False interrupts.
+    fn progress(&mut self, stage: Stage, done: u64, total: u64, detail: &str) -> bool;
+    /// A step ended and is in the journal.
+    fn step(&mut self, step: &StepRecord);
+    /// Whether the run was asked to stop.
+    fn interrupted(&self) -> bool;
+}
+
+/// UTC now, RFC 3339 with seconds.
+pub fn now() -> String {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    utc(seconds)
+}
+
+/// Seconds since 1970 as RFC 3339 (days to civil date after Hinnant's algorithm).
+fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86400, seconds % 86400);
+    let z = days as i64 + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// Everything a run needs, put together by the caller.
+pub struct Parts {
+    /// The model, on its base weights or in the state to go on from.
+    pub elastic: Elastic,
+    /// Configured policy.
+    pub policy: Box<dyn Policy>,
+    /// Configured evaluator.
+    pub evaluator: Box<dyn Evaluator>,
+    /// Calibration statistics, where the policy's metrics need them.
+    pub moments: Option<Moments>,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// Evaluation text.
+    pub windows: Vec<Vec<u32>>,
+    /// Windows scored in one batch.
+    pub batch: usize,
+    /// The run directory.
+    pub dir: RunDir,
+    /// The run as the policy is told.
+    pub run: Run,
+    /// How sleepers are kept.
+    pub parking: Parking,
+    /// Failures in a row after which the run ends.
+    pub max_faults: u32,
+}
+
+/// A run in progress.
+pub struct Runner {
+    parts: Parts,
+    journal: Journal,
+    book: ScoreBook,
+    spectra: BTreeMap<Metric, Vec<Vec<f32>>>,
+    needs: Vec<String>,
+    metrics: Vec<contract::Metric>,
+    last: Option<Outcome>,
+    /// Step whose state is current.
+    parent: u32,
+    next: u32,
+    probe_base: Option<String>,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// One sentence.
+    pub reason: String,
+    /// The fate of the last step, if any ran.
+    pub fate: Option<Fate>,
+}
+
+impl Runner {
+    /// Begins or continues: starts the policy, and on continuing gives it its state back.
+    ///
+    /// # Errors
+    /// When the policy refuses the run or needs something the host does not offer.
+    pub fn new(mut parts: Parts, journal: Journal) -> Result<Runner> {
+        let needs = parts.policy.info().needs.clone();
+        for need in &needs {
+            metric_of(need, &parts.policy.info().name)?;
+        }
+        parts.policy.start(&parts.run, parts.elastic.slices())?;
+        let events = journal.events();
+        let last_step = events.steps().last().cloned();
+        let current = events.current().cloned();
+        let next = last_step.as_ref().map_or(1, |s| s.step + 1);
+        let (mut metrics, mut last) = (Vec::new(), None);
+        if let Some(s) = &last_step {
+            let undone = current.as_ref().map(|c| c.step) != Some(s.step) && s.fate == Fate::Committed;
+            let basis = if undone { current.as_ref() } else { Some(s) };
+            if let Some(s) = basis {
+                let state = from_hex(&s.policy_state);
+                if !state.is_empty() {
+                    parts.policy.restore(&state)?;
+                }
+                last = Some(outcome(s));
+                metrics = s.verdict.as_ref().map_or_else(Vec::new, |v| v.metrics.clone());
+            }
+        }
+        let book = ScoreBook::new(parts.windows.len());
+        let parent = current.map_or(0, |s| s.step);
+        Ok(Runner { parts, journal, book, spectra: BTreeMap::new(), needs, metrics, last, parent, next, probe_base: None })
+    }
+
+    /// The journal so far.
+    pub fn events(&self) -> &[Event] {
+        self.journal.events()
+    }
+
+    /// The model in its current state.
+    pub fn elastic(&self) -> &Elastic {
+        &self.parts.elastic
+    }
+
+    /// Takes steps until the run's number of steps is reached, the policy stops, or it is benched.
+    ///
+    /// # Errors
+    /// On the host's own failures and on interruption; the model is as after the last commit.
+    pub fn run(&mut self, watcher: &mut dyn Watcher) -> Result<Ended> {
+        self.remember_base()?;
+        let mut fate = self.journal.events().steps().last().map(|s| s.fate);
+        let mut faults = 0;
+        let reason = loop {
+            if self.next > self.parts.run.steps {
+                break format!("all {} steps taken", self.parts.run.steps);
+            }
+            let (record, stop) = self.step(watcher)?;
+            fate = Some(record.fate);
+            watcher.step(&record);
+            faults = if matches!(record.fate, Fate::Failed | Fate::Refused) { faults + 1 } else { 0 };
+            if let Some(why) = stop {
+                break format!("the policy stopped: {why}");
+            }
+            if faults >= self.parts.max_faults {
+                break format!("the policy is benched after {faults} failures in a row, the last: {}", record.reason);
+            }
+        };
+        self.journal.append(Event::End { time: now(), reason: reason.clone() })?;
+        Ok(Ended { reason, fate })
+    }
+
+    /// One step; answers its record and why the policy wants to stop.
+    fn step(&mut self, watcher: &mut dyn Watcher) -> Result<(StepRecord, Option<String>)> {
+        let before = self.parts.elastic.snapshot();
+        let done = self.try_step(&before, watcher);
+        if done.is_err() {
+            self.parts.elastic.restore(&before);
+        }
+        match done {
+            Err(_) if watcher.interrupted() => {
+                Err(StepError::Interrupted(self.parts.dir.path().display().to_string()))
+            }
+            other => other,
+        }
+    }
+
+    fn try_step(&mut self, before: &Snapshot, watcher: &mut dyn Watcher) -> Result<(StepRecord, Option<String>)> {
+        let begun = Instant::now();
+        let mut clock = Clock::default();
+        let observation = clock.time(|t| &mut t.observe, || self.observe(watcher))?;
+        let mut record = self.blank_record(digest(&observation));
+        let decided = clock.time(|t| &mut t.decide, || self.parts.policy.decide(&observation));
+        let mut stop = None;
+        match decided {
+            Err(fault) => self.fail(&mut record, Fate::Failed, fault.to_string()),
+            Ok(plan) => {
+                stop = plan.stop.clone();
+                let resolved = clock.time(|t| &mut t.validate, || self.resolve(&plan, &observation));
+                match resolved {
+                    Err(refusal) => self.fail(&mut record, Fate::Refused, refusal.to_string()),
+                    Ok(r) => self.try_plan(&plan, r, before, &mut record, &mut clock, watcher)?,
+                }
+                record.plan = Some(plan);
+            }
+        }
+        record.policy_state = self.parts.policy.snapshot().map(|s| hash::hex(&s)).unwrap_or_default();
+        record.times = clock.0;
+        record.times.total = begun.elapsed().as_secs_f64();
+        self.journal.append(Event::Step(Box::new(record.clone())))?;
+        self.last = Some(outcome(&record));
+        if let Some(v) = record.verdict.as_ref().filter(|_| record.fate == Fate::Committed) {
+            self.metrics = v.metrics.clone();
+            self.parent = record.step;
+            self.book.promote();
+        }
+        self.next += 1;
+        Ok((record, stop))
+    }
+
+    fn blank_record(&self, observation_sha256: String) -> StepRecord {
+        let (footprint, ranks) = (self.footprint(), self.ranks());
+        StepRecord {
+            step: self.next,
+            parent: self.parent,
+            time: now(),
+            observation_sha256,
+            plan: None,
+            fate: Fate::Held,
+            reason: String::new(),
+            before: footprint,
+            after: footprint,
+            ranks_before: ranks.clone(),
+            ranks_after: ranks,
+            verdict: None,
+            tokens_per_second: None,
+            times: Times::default(),
+            state: None,
+            frozen: Vec::new(),
+            banks: Vec::new(),
+            policy_state: String::new(),
+        }
+    }
+
+    fn fail(&self, record: &mut StepRecord, fate: Fate, reason: String) {
+        tracing::warn!("step {}: {}: {reason}", record.step, fate.name());
+        record.fate = fate;
+        record.reason = reason;
+    }
+
+    /// Applies a resolved plan, has it judged, and commits it or rolls it back.
+    fn try_plan(
+        &mut self,
+        plan: &Plan,
+        resolved: Resolved,
+        before: &Snapshot,
+        record: &mut StepRecord,
+        clock: &mut Clock,
+        watcher: &mut dyn Watcher,
+    ) -> Result<()> {
+        let metric = self.metric_of_plan(plan)?;
+        let how = Factoring { metric: Some(metric), moments: self.parts.moments.as_ref(), parking: self.parts.parking };
+        let elastic = &mut self.parts.elastic;
+        clock.time(
+            |t| &mut t.apply,
+            || {
+                let mut tell = |done: usize, total: usize, slice: &str| {
+                    watcher.progress(Stage::Apply, done as u64, total as u64, slice)
+                };
+                elastic.apply(&resolved.awake, &resolved.frozen, &how, &mut tell)
+            },
+        )?;
+        record.after = self.footprint();
+        record.ranks_after = self.ranks();
+        if resolved.changed.is_empty() {
+            record.reason = "the plan changes nothing".into();
+            return Ok(());
+        }
+        let candidate = self.parts.elastic.snapshot();
+        let judged = clock.time(|t| &mut t.evaluate, || self.judge(record.step, before, &candidate, watcher));
+        if watcher.interrupted() {
+            return Err(StepError::Interrupted(self.parts.dir.path().display().to_string()));
+        }
+        record.tokens_per_second = self.book.tokens_per_second();
+        match judged {
+            Err(fault) => {
+                self.parts.elastic.restore(before);
+                self.fail(record, Fate::Failed, fault.to_string());
+            }
+            Ok(verdict) => {
+                record.reason = verdict.reason.clone();
+                let accepted = verdict.decision == Decision::Accept;
+                record.verdict = Some(verdict);
+                if accepted {
+                    record.banks = clock
+                        .time(|t| &mut t.commit, || self.parts.dir.write_banks(record.step, &mut self.parts.elastic))?;
+                    record.fate = Fate::Committed;
+                    record.state = Some(candidate.awake());
+                    record.frozen = (0u32..).zip(&resolved.frozen).filter(|(_, f)| **f).map(|(i, _)| i).collect();
+                } else {
+                    self.parts.elastic.restore(before);
+                    record.fate = Fate::Rejected;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The metric that orders the components a plan speaks of: the threshold's, else the first need.
+    fn metric_of_plan(&self, plan: &Plan) -> Result<Metric> {
+        let name = &self.parts.policy.info().name;
+        let need = plan.threshold.as_ref().map_or(0, |t| t.need as usize);
+        match self.needs.get(need).or_else(|| self.needs.first()) {
+            Some(need) => metric_of(need, name),
+            None => Ok(Metric::Plain),
+        }
+    }
+
+    fn resolve(&self, plan: &Plan, observation: &Observation) -> std::result::Result<Resolved, plan::Refusal> {
+        let find = |slice: u32, need: u32| {
+            let s = observation.spectra.iter().find(|s| s.slice == slice && s.need == need)?;
+            observation.values.get(s.offset as usize..(s.offset + s.len) as usize)
+        };
+        let subjects = self.parts.elastic.subjects();
+        plan::resolve(plan, self.parts.elastic.slices(), &subjects, self.parts.run.budget, &find)
+    }
+
+    fn judge(
+        &mut self,
+        step: u32,
+        current: &Snapshot,
+        candidate: &Snapshot,
+        watcher: &mut dyn Watcher,
+    ) -> std::result::Result<Verdict, Fault> {
+        self.book.begin();
+        let mut tell = |done: u64, total: u64| watcher.progress(Stage::Evaluate, done, total, "");
+        let mut measure = HostMeasure {
+            elastic: &mut self.parts.elastic,
+            current,
+            candidate,
+            tokenizer: &self.parts.tokenizer,
+            windows: &self.parts.windows,
+            batch: self.parts.batch,
+            book: &mut self.book,
+            progress: &mut tell,
+        };
+        let task = Task { step, seed: self.parts.run.seed, attributes: Vec::new() };
+        self.parts.evaluator.evaluate(&task, &mut measure)
+    }
+
+    /// What the policy is told. Spectra are computed once a run: the base does not change.
+    fn observe(&mut self, watcher: &mut dyn Watcher) -> Result<Observation> {
+        let name = self.parts.policy.info().name.clone();
+        let requested = self.needs.clone();
+        let (mut spectra, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
+        for (need, wanted) in requested.iter().enumerate() {
+            let metric = metric_of(wanted, &name)?;
+            if !self.spectra.contains_key(&metric) {
+                let mut tell =
+                    |done: usize, total: usize, s: &str| watcher.progress(Stage::Spectra, done as u64, total as u64, s);
+                let computed = self.parts.elastic.spectra(metric, self.parts.moments.as_ref(), &mut tell)?;
+                self.spectra.insert(metric, computed);
+            }
+            for (i, s) in self.spectra[&metric].iter().enumerate() {
+                spectra.push(Spectrum {
+                    slice: i as u32,
+                    need: need as u32,
+                    offset: values.len() as u32,
+                    len: s.len() as u32,
+                });
+                values.extend_from_slice(s);
+            }
+        }
+        let subjects = self.parts.elastic.subjects();
+        if subjects.iter().any(|s| matches!(s.awake, super::state::Awake::These(_))) {
+            for s in &spectra {
+                let awake = subjects[s.slice as usize].awake.components(s.len);
+                asleep.extend((0..s.len).map(|c| u8::from(awake.binary_search(&c).is_err())));
+            }
+        }
+        Ok(Observation {
+            step: self.next,
+            awake: self.parts.elastic.parameters(),
+            slices: self.parts.elastic.states(),
+            spectra,
+            values,
+            asleep,
+            metrics: self.metrics.clone(),
+            last: self.last.clone(),
+            attributes: Vec::new(),
+        })
+    }
+
+    fn footprint(&self) -> Footprint {
+        let states = self.parts.elastic.states();
+        Footprint {
+            parameters: states.iter().map(|s| s.parameters).sum(),
+            bytes: states.iter().map(|s| s.bytes).sum(),
+            parked_bytes: states.iter().map(|s| s.parked_bytes).sum(),
+        }
+    }
+
+    fn ranks(&self) -> Vec<u32> {
+        self.parts.elastic.states().iter().map(|s| s.awake).collect()
+    }
+
+    /// SHA-256 of the logits of a probe: the first tokens of the evaluation text.
+    fn probe(&self) -> Result<String> {
+        const TOKENS: usize = 64;
+        let ids: Vec<i32> = self.parts.windows.iter().flatten().take(TOKENS).map(|t| *t as i32).collect();
+        let model = self.parts.elastic.model();
+        let tokens = Array::from_slice(&ids, &[1, ids.len() as i32]);
+        let logits = model.logits(&model.hidden(&tokens, None)?)?;
+        mlx::eval([&logits]).map_err(ModelError::from)?;
+        let mut sha = Sha256::new();
+        for v in mlx::spectral::to_vec(&logits).map_err(ModelError::from)? {
+            sha.update((v as f32).to_le_bytes());
+        }
+        Ok(hash::hex(&sha.finalize()))
+    }
+
+    /// Probes the base before anything sleeps.
+    fn remember_base(&mut self) -> Result<()> {
+        let now = self.parts.elastic.snapshot();
+        self.parts.elastic.wake_all();
+        let probed = self.probe();
+        self.parts.elastic.restore(&now);
+        self.probe_base = Some(probed?);
+        Ok(())
+    }
+
+    /// Wakes everything, compares the logits with the base's, and goes back to the current state.
+    ///
+    /// # Errors
+    /// When the model fails or the journal cannot be written.
+    pub fn prove_waking(&mut self) -> Result<WakeRecord> {
+        let base_sha256 = match self.probe_base.clone() {
+            Some(sha) => sha,
+            None => {
+                self.remember_base()?;
+                self.probe_base.clone().unwrap_or_default()
+            }
+        };
+        let now_running = self.parts.elastic.snapshot();
+        let begun = Instant::now();
+        self.parts.elastic.wake_all();
+        let seconds = begun.elapsed().as_secs_f64();
+        let woken = self.probe();
+        self.parts.elastic.restore(&now_running);
+        let woken_sha256 = woken?;
+        let identical = woken_sha256 == base_sha256;
+        let record = WakeRecord { time: now(), base_sha256, woken_sha256, identical, seconds };
+        self.journal.append(Event::Wake(record.clone()))?;
+        Ok(record)
+    }
+}
+
+/// Sums up the phases of a step.
+#[derive(Default)]
+struct Clock(Times);
+
+impl Clock {
+    fn time<T>(&mut self, phase: impl FnOnce(&mut Times) -> &mut f64, f: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let out = f();
+        *phase(&mut self.0) += begun.elapsed().as_secs_f64();
+        out
+    }
+}
+
+fn metric_of(need: &str, plugin: &str) -> Result<Metric> {
+    Metric::from_need(need)
+        .ok_or_else(|| StepError::UnknownNeed { plugin: plugin.to_owned(), need: need.to_owned() })
+}
+
+fn outcome(s: &StepRecord) -> Outcome {
+    let measured = |v: &Verdict| v.metrics.iter().find(|m| m.name == "loss-increase").map(|m| m.value);
+    Outcome {
+        step: s.step,
+        fate: s.fate.name().into(),
+        reason: s.reason.clone(),
+        predicted: s.plan.as_ref().and_then(|p| p.predicted),
+        measured: s.verdict.as_ref().and_then(measured),
+    }
+}
+
+/// SHA-256 of an observation: of its values as bytes and of the rest as JSON.
+fn digest(o: &Observation) -> String {
+    let mut sha = Sha256::new();
+    for v in &o.values {
+        sha.update(v.to_le_bytes());
+    }
+    let rest = Observation { values: Vec::new(), ..o.clone() };
+    sha.update(serde_json::to_vec(&rest).unwrap_or_default());
+    hash::hex(&sha.finalize())
+}
+
+/// Bytes from base 16; whatever is no pair of digits ends the reading.
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits = text.as_bytes().chunks_exact(2);
+    digits.map_while(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn dates_are_civil() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(1_795_996_799), "2026-11-29T23:59:59Z");
+    }
+
+    #[test]
+    fn plugin_state_survives_the_journal() {
+        assert_eq!(from_hex(&hash::hex(&[0, 255, 16])), vec![0, 255, 16]);
+        assert!(from_hex("zz").is_empty());
+    }
+}
