@@ -1,17 +1,81 @@
 //! The operations MLX's CPU build is slow at, and what they fall back to elsewhere.
 //!
-//! Every function is lazy. On Linux CPUs they run as custom primitives (`host/native`); on other
-//! devices they are composed of MLX's own operations. Inputs and results are float32 on the CPU.
+//! Every function is lazy. On Linux CPUs they run as custom primitives (`host/native`), threaded and
+//! vectorised; on other devices they are composed of MLX's own operations ([`super::composed`]).
+//! Inputs are taken as float32 and results are float32 on the CPU. Shapes are checked when the graph is
+//! built. Differentiable once.
+//!
+//! Environment: `PLASTIC_THREADS` (threads of the primitives; default: the cores this process may use),
+//! `PLASTIC_ISA` (`scalar`, `avx2`, `avx512`; default: the best this machine has).
 
-use super::{Array, Context, Dtype, Result};
-use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
+use super::{Array, Context, Result, composed};
+use mlx_rs::error::Exception;
+
+#[cfg(target_os = "linux")]
+use super::ffi;
+
+/// Whether the custom primitives serve this process: Linux, and MLX's default device is the CPU.
+/// Decided once.
+pub fn native() -> bool {
+    static NATIVE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *NATIVE.get_or_init(|| {
+        let cpu = || mlx_rs::Device::try_default().and_then(|d| d.get_type());
+        cfg!(target_os = "linux") && cpu().is_ok_and(|t| matches!(t, mlx_rs::DeviceType::Cpu))
+    })
+}
+
+/// Threads the primitives use; 1 where there are none.
+pub fn threads() -> usize {
+    #[cfg(target_os = "linux")]
+    // SAFETY: no arguments; starts the pool on first use.
+    return usize::try_from(unsafe { ffi::pk_threads() }).unwrap_or(1);
+    #[cfg(not(target_os = "linux"))]
+    1
+}
+
+/// Limits the primitives to `n` threads, between 1 and the number the pool was made with.
+pub fn set_threads(n: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: any number is allowed; it is clamped.
+    unsafe {
+        ffi::pk_set_threads(i32::try_from(n).unwrap_or(i32::MAX));
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n;
+}
+
+/// Instruction set in use: `scalar`, `avx2` or `avx512`; `mlx` where MLX's own kernels run.
+pub fn isa() -> &'static str {
+    #[cfg(target_os = "linux")]
+    // SAFETY: returns a pointer to a static string.
+    return unsafe { std::ffi::CStr::from_ptr(ffi::pk_isa()) }.to_str().unwrap_or("unknown");
+    #[cfg(not(target_os = "linux"))]
+    "mlx"
+}
+
+/// Uses the instruction set `name` from now on, in the whole process (for tests and benchmarks); false
+/// when this machine lacks it.
+pub fn force_isa(name: &std::ffi::CStr) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: `name` is a terminated string that is only read.
+    return unsafe { ffi::pk_force_isa(name.as_ptr()) } == 0;
+    #[cfg(not(target_os = "linux"))]
+    return name == c"mlx";
+}
 
 /// `silu(gate) * up`, element by element; differentiable in both.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
-    mlx_rs::nn::silu(gate).and_then(|s| s.multiply(up)).context("swiglu")
+    #[cfg(target_os = "linux")]
+    if native() {
+        // SAFETY: live handles and pointers of this call.
+        return ffi::build(|[y], s, (err, len)| unsafe { ffi::pk_swiglu(y, gate.as_ptr(), up.as_ptr(), s, err, len) })
+            .map(|[y]| y)
+            .context("swiglu");
+    }
+    composed::swiglu(gate, up)
 }
 
 /// Attention of `q` [B, H, Lq, D] over `k`, `v` [B, Hkv, Lk, D], Hkv dividing H; causal attention is
@@ -20,8 +84,7 @@ pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
 /// # Errors
 /// When the shapes disagree.
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, causal: bool) -> Result<Array> {
-    let mask = causal.then_some(ScaledDotProductAttentionMask::Causal);
-    fast::scaled_dot_product_attention(q, k, v, scale, mask, None).context("attention")
+    composed::attention(q, k, v, scale, causal)
 }
 
 /// Root-mean-square norm over the last axis, times `weight`; differentiable in `x`.
@@ -29,20 +92,64 @@ pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, causal: bool) -> R
 /// # Errors
 /// When the shapes disagree.
 pub fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
-    fast::rms_norm(x, Some(weight), eps).context("rms_norm")
+    composed::rms_norm(x, weight, eps)
 }
 
 /// Negative log-probability (nats) of each target: `hidden` [N, D], `head` [V, D], `targets` [N]
-/// int32 below V. Result [N] float32, each from a sum of V terms in float64 or pairwise; the
-/// [N, V] logits are never held at once.
+/// integers below V. Result [N] float32; differentiable in `hidden`. The sum over the vocabulary is
+/// taken in float64 over blocks of at most 64 terms, and the [N, V] logits are never held at once.
+///
+/// A target outside the vocabulary is not an error here: its result is NaN (composed: undefined).
+/// Callers check token ids first.
 ///
 /// # Errors
 /// When the shapes disagree.
 pub fn token_nll(hidden: &Array, head: &Array, targets: &Array) -> Result<Array> {
-    let what = "scoring tokens";
-    let logits = hidden.matmul(head.transpose().context(what)?).context(what)?;
-    let lse = mlx_rs::ops::logsumexp_axis(&logits, -1, None).context(what)?;
-    let index = targets.reshape(&[-1, 1]).context(what)?;
-    let picked = mlx_rs::ops::indexing::take_along_axis(&logits, &index, -1).context(what)?;
-    lse.subtract(picked.squeeze_axes(&[-1]).context(what)?).and_then(|y| y.as_dtype(Dtype::Float32)).context(what)
+    #[cfg(target_os = "linux")]
+    if native() {
+        return ffi::build(|[y], s, (err, len)| {
+            // SAFETY: live handles and pointers of this call.
+            unsafe { ffi::pk_token_nll(y, hidden.as_ptr(), head.as_ptr(), targets.as_ptr(), s, err, len) }
+        })
+        .map(|[y]| y)
+        .context("scoring tokens");
+    }
+    composed::token_nll(hidden, head, targets)
+}
+
+/// Draws one label per row from the softmax of the row's own logits, and returns the labels [N] int32
+/// and the gradient [N, D] of each row's `token_nll` at its label with respect to `hidden` [N, D] (per
+/// row, not averaged). The mean of the outer products of such gradients estimates the true Fisher
+/// information, which needs no data labels.
+///
+/// The draw depends on `seed`, the row's number and the row alone, not on threads or blocks. Another
+/// device draws other labels from the same distribution.
+///
+/// # Errors
+/// When the shapes disagree.
+pub fn fisher_head(hidden: &Array, head: &Array, seed: u64) -> Result<(Array, Array)> {
+    #[cfg(target_os = "linux")]
+    if native() {
+        return ffi::build(|[labels, grad], s, (err, len)| {
+            // SAFETY: live handles and pointers of this call.
+            unsafe { ffi::pk_fisher_head(labels, grad, hidden.as_ptr(), head.as_ptr(), seed, s, err, len) }
+        })
+        .map(|[labels, grad]| (labels, grad))
+        .context("sampling labels");
+    }
+    composed::fisher_head(hidden, head, seed)
+}
+
+/// `hidden` [N, D] fits `head` [V, D] and `targets` [N].
+pub(super) fn check_head(hidden: &Array, head: &Array, targets: Option<&Array>) -> std::result::Result<(), Exception> {
+    let (x, w) = (hidden.shape(), head.shape());
+    if x.len() != 2 || w.len() != 2 || x[1] != w[1] || w[0] == 0 {
+        return Err(Exception::custom(format!("hidden {x:?} must be [N, D] and head {w:?} [V, D]")));
+    }
+    match targets {
+        Some(t) if t.shape() != [x[0]] => {
+            Err(Exception::custom(format!("targets {:?} must be [N] for hidden {x:?}", t.shape())))
+        }
+        _ => Ok(()),
+    }
 }

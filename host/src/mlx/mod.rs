@@ -4,6 +4,11 @@
 //! vectors may travel. Shapes and indices are checked before they reach MLX, which checks neither
 //! gathers nor allocations.
 
+pub mod composed;
+#[cfg(target_os = "linux")]
+mod ffi;
+#[cfg(test)]
+mod kernel_tests;
 pub mod kernels;
 pub mod linalg;
 pub mod memory;

@@ -1,0 +1,15 @@
+// One table of inner loops, compiled for the instruction set the build script's flags name.
+#include "vec.h"
+
+namespace pk {
+namespace PK_ISA {
+#include "columns.inl"
+#include "elementwise.inl"
+#include "gemm.inl"
+
+#define PK_STR2(x) #x
+#define PK_STR(x) PK_STR2(x)
+extern const Simd table;
+const Simd table = {PK_STR(PK_ISA), MR, NR, gemm, pack, swiglu, swiglu_grad, column_lse, column_softmax};
+} // namespace PK_ISA
+} // namespace pk

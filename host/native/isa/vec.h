@@ -1,0 +1,71 @@
+// Vectors of the widest kind this compilation may use, and the exponential on them.
+#pragma once
+#include <string.h>
+
+#include "table.h"
+
+#if defined(__AVX512F__)
+#define PK_VL 16
+#define PK_MR 12 // 12 x 2 accumulators, 2 of b, the rest for a: 32 registers
+#elif defined(__AVX2__)
+#define PK_VL 8
+#define PK_MR 6
+#elif defined(__aarch64__)
+#define PK_VL 4
+#define PK_MR 12
+#else
+#define PK_VL 4
+#define PK_MR 6
+#endif
+
+namespace pk {
+namespace PK_ISA {
+
+constexpr int VL = PK_VL, MR = PK_MR, NR = 2 * PK_VL;
+typedef float vf __attribute__((vector_size(4 * PK_VL)));
+typedef int32_t vi __attribute__((vector_size(4 * PK_VL)));
+typedef float vf_any __attribute__((vector_size(4 * PK_VL), aligned(4), may_alias));
+
+static inline vf load(const float* p) { return *(const vf_any*)p; }
+static inline void store(float* p, vf v) { *(vf_any*)p = v; }
+static inline vf splat(float x) { return x - vf{}; } // x - 0 is x, also for -0, so it costs nothing
+static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
+static inline float sum(vf v) {
+  float s[VL], t = 0;
+  memcpy(s, &v, sizeof v);
+  for (int w = VL / 2; w; w /= 2)
+    for (int i = 0; i < w; i++) s[i] += s[i + w];
+  t = s[0];
+  return t;
+}
+
+// e^x, relative error below 2e-7 for |x| <= 87; clamped outside, so never 0 or infinite. NaN stays
+// NaN. Cephes' expf: x = n ln 2 + r, a polynomial in r, and n into the exponent bits.
+static inline vf vexp(vf x) {
+  const vf lo = splat(-87.f), hi = splat(88.f), magic = splat(12582912.f); // 1.5 * 2^23 rounds to integer
+  x = x < lo ? lo : x;
+  x = x > hi ? hi : x;
+  vf n = (x * 1.44269504f + magic) - magic;
+  vf r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.f);
+  vi e = (__builtin_convertvector(n, vi) + 127) << 23;
+  return p * (vf)e;
+}
+
+// Calls f(offset, count, full) over n elements: full vectors first, then one partial vector.
+// load_part and store_part touch only the first `count` elements.
+static inline vf load_part(const float* p, int count) {
+  vf v = {};
+  memcpy(&v, p, 4 * size_t(count));
+  return v;
+}
+static inline void store_part(float* p, vf v, int count) { memcpy(p, &v, 4 * size_t(count)); }
+
+} // namespace PK_ISA
+} // namespace pk

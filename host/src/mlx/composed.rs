@@ -1,0 +1,79 @@
+//! The kernels of [`super::kernels`] composed of MLX's own operations: what runs on GPUs and macOS, and
+//! what the tests compare the custom primitives with.
+
+use super::{Array, Context, Dtype, Result};
+use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
+use mlx_rs::ops::{self, indexing};
+
+/// See [`super::kernels::swiglu`].
+pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
+    mlx_rs::nn::silu(gate).and_then(|s| s.multiply(up)).context("swiglu")
+}
+
+/// See [`super::kernels::attention`].
+pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, causal: bool) -> Result<Array> {
+    let mask = causal.then_some(ScaledDotProductAttentionMask::Causal);
+    fast::scaled_dot_product_attention(q, k, v, scale, mask, None).context("attention")
+}
+
+/// See [`super::kernels::rms_norm`].
+pub fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+    fast::rms_norm(x, Some(weight), eps).context("rms_norm")
+}
+
+/// Rows whose logits are held at once.
+const ROWS: i32 = 256;
+
+/// See [`super::kernels::token_nll`]. The sum over the vocabulary is taken in blocks of 64 terms, then
+/// over the blocks: MLX's own sum over a long axis loses 1e-4 nats.
+pub fn token_nll(hidden: &Array, head: &Array, targets: &Array) -> Result<Array> {
+    let what = "scoring tokens";
+    super::kernels::check_head(hidden, head, Some(targets)).context(what)?;
+    let transposed = head.transpose().context(what)?;
+    let run = |first: i32| {
+        let rows = first..hidden.shape()[0].min(first + ROWS);
+        use indexing::TryIndexOp;
+        let logits = hidden.try_index(rows.clone())?.matmul(&transposed)?;
+        let index = targets.try_index(rows)?.reshape(&[-1, 1])?;
+        let picked = indexing::take_along_axis(&logits, &index, -1)?.squeeze_axes(&[-1])?;
+        logsumexp(&logits)?.subtract(picked)
+    };
+    let parts: Vec<Array> =
+        (0..hidden.shape()[0]).step_by(ROWS as usize).map(run).collect::<std::result::Result<_, _>>().context(what)?;
+    if parts.is_empty() {
+        return Array::zeros::<f32>(&[0]).context(what);
+    }
+    ops::concatenate(&parts, 0).context(what)
+}
+
+/// log(sum(exp(x))) over the last axis of `x` [N, V], by sums of 64 terms.
+fn logsumexp(x: &Array) -> std::result::Result<Array, mlx_rs::error::Exception> {
+    let max = x.max_axis(-1, true)?;
+    let e = x.subtract(&max)?.exp()?;
+    let pad = (64 - x.shape()[1] % 64) % 64;
+    let e = ops::pad(&e, &[(0, 0), (0, pad)][..], None, None)?;
+    let blocks = e.reshape(&[x.shape()[0], -1, 64])?.sum_axis(-1, false)?;
+    let mut total = blocks;
+    while total.shape()[1] > 64 {
+        let pad = (64 - total.shape()[1] % 64) % 64;
+        total = ops::pad(&total, &[(0, 0), (0, pad)][..], None, None)?
+            .reshape(&[x.shape()[0], -1, 64])?
+            .sum_axis(-1, false)?;
+    }
+    total.sum_axis(-1, false)?.log()?.add(max.squeeze_axes(&[-1])?)
+}
+
+/// See [`super::kernels::fisher_head`].
+pub fn fisher_head(hidden: &Array, head: &Array, seed: u64) -> Result<(Array, Array)> {
+    let what = "sampling labels";
+    super::kernels::check_head(hidden, head, None).context(what)?;
+    let run = || {
+        let logits = hidden.matmul(head.transpose()?)?;
+        let labels =
+            mlx_rs::random::categorical(&logits, -1, None, &mlx_rs::random::key(seed)?)?.as_dtype(Dtype::Int32)?;
+        let p = ops::softmax_axis(&logits, -1, true)?;
+        let grad = p.matmul(head)?.subtract(indexing::take_axis(head, &labels, 0)?)?;
+        Ok((labels, grad))
+    };
+    run().context(what)
+}

@@ -1,0 +1,63 @@
+//! The C surface of `host/native`: declarations, and the one place where a return code becomes an error.
+
+use mlx_rs::{Array, Stream, error::Exception};
+use mlx_sys::{mlx_array, mlx_stream};
+use std::ffi::{CStr, c_char, c_int};
+
+/// Where a kernel writes the text of an error: its buffer and the length of that.
+pub(super) type ErrorText = (*mut c_char, usize);
+
+// Every function returns 0 and sets its results, or 1 with a message in `err` and results untouched.
+unsafe extern "C" {
+    pub(super) fn pk_threads() -> c_int;
+    pub(super) fn pk_set_threads(n: c_int);
+    pub(super) fn pk_isa() -> *const c_char;
+    pub(super) fn pk_force_isa(name: *const c_char) -> c_int;
+    pub(super) fn pk_swiglu(
+        res: *mut mlx_array,
+        gate: mlx_array,
+        up: mlx_array,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
+    pub(super) fn pk_token_nll(
+        res: *mut mlx_array,
+        hidden: mlx_array,
+        head: mlx_array,
+        targets: mlx_array,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
+    pub(super) fn pk_fisher_head(
+        labels: *mut mlx_array,
+        grad: *mut mlx_array,
+        hidden: mlx_array,
+        head: mlx_array,
+        seed: u64,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
+}
+
+/// Runs a kernel's constructor `f(results, stream, error text)` and takes its `N` results.
+///
+/// # Errors
+/// With the kernel's message when it refuses its arguments.
+pub(super) fn build<const N: usize>(
+    f: impl FnOnce(&mut [mlx_array; N], mlx_stream, ErrorText) -> c_int,
+) -> Result<[Array; N], Exception> {
+    let stream = Stream::thread_local_or_default();
+    let mut text = [0 as c_char; 512];
+    // SAFETY: makes an empty handle (a null pointer), which needs no freeing.
+    let mut results = [(); N].map(|()| unsafe { mlx_sys::mlx_array_new() });
+    if f(&mut results, stream.as_ptr(), (text.as_mut_ptr(), text.len())) != 0 {
+        // SAFETY: the kernel wrote a terminated string of at most `text.len()` bytes, or left the zeros.
+        let message = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
+        return Err(Exception::custom(message));
+    }
+    // SAFETY: on success each result owns one new array, and nothing else frees it.
+    Ok(results.map(|r| unsafe { Array::from_ptr(r) }))
+}

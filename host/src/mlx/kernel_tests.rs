@@ -1,0 +1,198 @@
+//! The custom primitives against the composed operations and against plain float64 formulas.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::{Array, composed, kernels};
+use mlx_rs::transforms::fallible_vjp as vjp;
+
+/// Deterministic standard-normal-ish data of a shape, scaled.
+pub(super) fn random(shape: &[i32], scale: f32, seed: u64) -> Array {
+    let key = mlx_rs::random::key(seed).unwrap();
+    mlx_rs::random::normal::<f32>(shape, None, scale, &key).unwrap()
+}
+
+pub(super) fn values(a: &Array) -> Vec<f32> {
+    let a = a.flatten(None, None).unwrap();
+    a.try_as_slice::<f32>().unwrap().to_vec()
+}
+
+/// Largest difference, relative to the largest expected magnitude.
+pub(super) fn difference(got: &Array, want: &Array) -> f32 {
+    assert_eq!(got.shape(), want.shape());
+    let (g, w) = (values(got), values(want));
+    let scale = w.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
+    let worst = g.iter().zip(&w).fold(0f32, |m, (a, b)| if (a - b).is_nan() { f32::NAN } else { m.max((a - b).abs()) });
+    worst / scale
+}
+
+/// Runs `f` with every instruction set of this machine, with one thread and with all.
+pub(super) fn everywhere(mut f: impl FnMut(&str)) {
+    let _guard = SETTINGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (best, all) = (std::ffi::CString::new(kernels::isa()).unwrap(), kernels::threads());
+    let mut ran = 0;
+    for isa in [c"scalar", c"avx2", c"avx512"] {
+        if kernels::force_isa(isa) {
+            for threads in [1, all] {
+                kernels::set_threads(threads);
+                f(&format!("{} with {threads} threads", kernels::isa()));
+            }
+            ran += 1;
+        }
+    }
+    kernels::force_isa(&best);
+    kernels::set_threads(all);
+    assert!(ran > 0 || !kernels::native());
+}
+static SETTINGS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+type Op<'a> = &'a dyn Fn(&[Array]) -> super::Result<Array>;
+
+/// Value and gradients of `got` against `want`, for a random cotangent.
+pub(super) fn same_with_gradients(what: &str, inputs: &[Array], got: Op, want: Op, tolerance: f32) {
+    let run = |op: Op| {
+        let y = op(inputs).unwrap();
+        let ct = random(y.shape(), 1.0, 99);
+        let f = |x: &[Array]| op(x).map(|y| vec![y]).map_err(|e| e.source);
+        let (_, grads) = vjp(f, inputs, &[ct]).unwrap();
+        std::iter::once(y).chain(grads).collect::<Vec<_>>()
+    };
+    for (i, (g, w)) in run(got).iter().zip(&run(want)).enumerate() {
+        let d = difference(g, w);
+        assert!(d < tolerance, "{what}: output {i} {:?} differs by {d}", g.shape());
+    }
+}
+
+#[test]
+fn swiglu_matches_silu_times_up_and_its_gradients() {
+    for shape in [&[1][..], &[3, 17], &[2, 5, 33], &[40, 1536]] {
+        let inputs = [random(shape, 3.0, 1), random(shape, 1.0, 2)];
+        everywhere(|set| {
+            let what = format!("swiglu {shape:?} {set}");
+            same_with_gradients(
+                &what,
+                &inputs,
+                &|x| kernels::swiglu(&x[0], &x[1]),
+                &|x| composed::swiglu(&x[0], &x[1]),
+                2e-6,
+            );
+        });
+    }
+}
+
+#[test]
+fn swiglu_reads_strided_inputs_and_refuses_different_shapes() {
+    let (g, u) = (random(&[6, 4, 10], 1.0, 1), random(&[4, 10, 6], 1.0, 2));
+    let g = g.transpose_axes(&[1, 2, 0]).unwrap();
+    assert!(difference(&kernels::swiglu(&g, &u).unwrap(), &composed::swiglu(&g, &u).unwrap()) < 2e-6);
+    let e = kernels::swiglu(&g, &random(&[4, 10, 5], 1.0, 3)).unwrap_err().to_string();
+    assert!(e.contains("[4, 10, 6]") && e.contains("[4, 10, 5]"), "{e}");
+}
+
+/// Negative log-probability in float64.
+fn nll64(hidden: &[f32], head: &[f32], d: usize, target: usize) -> f64 {
+    let dot = |w: &[f32]| hidden.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let logits: Vec<f64> = head.chunks_exact(d).map(dot).collect();
+    let max = logits.iter().fold(f64::NEG_INFINITY, |m, x| m.max(*x));
+    max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - logits[target]
+}
+
+#[test]
+fn token_nll_is_exact_to_two_millionths_of_a_nat() {
+    for (n, d, v) in [(1, 3, 2), (5, 64, 1000), (37, 80, 777), (70, 576, 4100)] {
+        let hidden = random(&[n, d], 1.0, 1);
+        let head = random(&[v, d], 4.0 / (d as f32).sqrt(), 2); // logits up to 15, losses up to 16 or more
+        let targets = Array::from_slice(&(0..n).map(|i| (i * 31 + 1) % v).collect::<Vec<_>>(), &[n]);
+        let (h, w) = (values(&hidden), values(&head));
+        let want: Vec<f64> = h
+            .chunks_exact(d as usize)
+            .zip(0..n)
+            .map(|(row, i)| nll64(row, &w, d as usize, ((i * 31 + 1) % v) as usize))
+            .collect();
+        everywhere(|set| {
+            let got = values(&kernels::token_nll(&hidden, &head, &targets).unwrap());
+            let worst = got.iter().zip(&want).fold(0f64, |m, (g, w)| m.max((f64::from(*g) - w).abs()));
+            assert!(worst < 2e-6, "{n}x{d}x{v} {set}: {worst:.2e} nats");
+        });
+        let plain = values(&composed::token_nll(&hidden, &head, &targets).unwrap());
+        for (g, w) in plain.iter().zip(&want) {
+            assert!((f64::from(*g) - w).abs() < 2e-5, "composed {n}x{d}x{v}: {g} against {w}");
+        }
+    }
+}
+
+#[test]
+fn token_nll_has_the_gradient_of_the_composed_loss() {
+    for (n, d, v) in [(1, 5, 7), (9, 80, 500), (200, 64, 1300)] {
+        let head = random(&[v, d], 2.0 / (d as f32).sqrt(), 2);
+        let targets = Array::from_slice(&(0..n).map(|i| (i * 7) % v).collect::<Vec<_>>(), &[n]);
+        let inputs = [random(&[n, d], 1.0, 1)];
+        everywhere(|set| {
+            let what = format!("token_nll {n}x{d}x{v} {set}");
+            same_with_gradients(
+                &what,
+                &inputs,
+                &|x| kernels::token_nll(&x[0], &head, &targets),
+                &|x| composed::token_nll(&x[0], &head, &targets),
+                5e-6,
+            );
+        });
+    }
+}
+
+#[test]
+fn token_nll_marks_bad_targets_and_refuses_bad_shapes() {
+    let (hidden, head) = (random(&[3, 8], 1.0, 1), random(&[10, 8], 1.0, 2));
+    let nll = values(&kernels::token_nll(&hidden, &head, &Array::from_slice(&[10, -1, 9], &[3])).unwrap());
+    assert!(nll[0].is_nan() && nll[1].is_nan() && nll[2].is_finite());
+    for (targets, head) in
+        [(Array::from_slice(&[1, 2], &[2]), head), (Array::from_slice(&[1, 2, 3], &[3]), random(&[10, 7], 1.0, 2))]
+    {
+        let e = kernels::token_nll(&hidden, &head, &targets).unwrap_err().to_string();
+        assert!(e.contains("[3, 8]"), "{e}");
+    }
+    let none =
+        kernels::token_nll(&random(&[0, 8], 1.0, 1), &random(&[10, 8], 1.0, 2), &Array::from_slice::<i32>(&[], &[0]));
+    assert_eq!(none.unwrap().shape(), &[0]);
+}
+
+#[test]
+fn fisher_labels_follow_the_softmax_and_the_gradient_is_of_the_drawn_label() {
+    let (v, d, n) = (6, 4, 20_000);
+    let head = random(&[v, d], 1.0, 2);
+    let row = random(&[1, d], 1.0, 1);
+    let hidden = mlx_rs::ops::broadcast_to(&row, &[n, d]).unwrap();
+    for sample in [kernels::fisher_head, composed::fisher_head] {
+        let (labels, grad) = sample(&hidden, &head, 7).unwrap();
+        let labels = labels.try_as_slice::<i32>().unwrap().to_vec();
+        let p = values(&mlx_rs::ops::softmax_axis(row.matmul(head.transpose().unwrap()).unwrap(), -1, true).unwrap());
+        for (token, p) in p.iter().enumerate() {
+            let share = labels.iter().filter(|l| **l == token as i32).count() as f32 / n as f32;
+            let sd = (p * (1.0 - p) / n as f32).sqrt();
+            assert!((share - p).abs() < 4.5 * sd, "token {token}: share {share}, probability {p}");
+        }
+        let f = |x: &[Array]| {
+            composed::token_nll(&x[0], &head, &Array::from_slice(&labels, &[n])).map(|y| vec![y]).map_err(|e| e.source)
+        };
+        let (_, want) = vjp(f, std::slice::from_ref(&hidden), &[mlx_rs::ops::ones::<f32>(&[n]).unwrap()]).unwrap();
+        assert!(difference(&grad, &want[0]) < 5e-6);
+    }
+}
+
+#[test]
+fn fisher_draws_do_not_depend_on_threads_or_blocks() {
+    let _guard = SETTINGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (hidden, head) = (random(&[150, 40], 1.0, 1), random(&[3000, 40], 0.5, 2));
+    let draw = |h: &Array| {
+        let (labels, grad) = kernels::fisher_head(h, &head, 11).unwrap();
+        (labels.try_as_slice::<i32>().unwrap().to_vec(), values(&grad))
+    };
+    let (labels, grad) = draw(&hidden);
+    let distinct: std::collections::HashSet<_> = labels.iter().collect();
+    assert!(distinct.len() > 100, "{} labels for 150 rows", distinct.len());
+    let all = kernels::threads();
+    kernels::set_threads(1);
+    assert!(draw(&hidden) == (labels.clone(), grad.clone()));
+    kernels::set_threads(all);
+    use mlx_rs::ops::indexing::TryIndexOp;
+    let (some, some_grad) = draw(&hidden.try_index(..77).unwrap());
+    assert!(some == labels[..77] && some_grad == grad[..77 * 40]);
+}
