@@ -1,0 +1,86 @@
+# plastic-host. `make demo` and `make test` set up whatever is missing first; docs/setup.md says how.
+
+CARGO ?= cargo
+MODEL := smollm2-135m
+HOST  := target/release/plastic-host
+SETUP := target/setup/setup/plastic-setup
+READY := target/setup/system-checked
+
+# Everything here, and the README, names target/release; plugins choose their own target.
+unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
+
+.PHONY: help demo test setup build plugins model ready bench bench-quick lint clean distclean
+
+help:
+	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
+	@echo 'make test         run every test'
+	@echo 'make setup        check this machine again and prepare it; MLX_BACKEND=cuda picks the CUDA build'
+	@echo 'make build        build the program: $(HOST)'
+	@echo 'make plugins      build plugins/*.wasm'
+	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
+	@echo 'make lint         formatting, clippy, licences'
+	@echo 'make clean        delete what was built (distclean: MLX in .mlx too)'
+
+# --- the main job -----------------------------------------------------------------------------
+
+demo: plugins model
+	@echo; echo '== 1. The energy policy puts rank to sleep; the evaluator judges =='
+	$(HOST) --policy plugins/energy.wasm --out runs/demo
+	@echo; echo '== 2. The same with the plain metric: rejected and rolled back (exit code 3) =='
+	$(HOST) --policy plugins/energy.wasm --policy-opt metric=plain --out runs/demo-plain || test $$? -eq 3
+	@echo; echo '== 3. Everything wakes: the base again, bit for bit =='
+	$(HOST) undo runs/demo --to 0
+
+test: plugins model
+	@$(SETUP) test
+
+bench: plugins model
+	bench/run
+
+bench-quick: plugins model
+	bench/run --quick
+
+# --- set-up -----------------------------------------------------------------------------------
+
+# Asked for by name, the machine is checked again; the other targets check it once.
+setup: $(SETUP)
+	@$(SETUP) system
+	@touch $(READY)
+	@$(SETUP) mlx
+
+ready: $(READY)
+	@$(SETUP) mlx
+
+$(READY): $(SETUP)
+	@$(SETUP) system
+	@touch $@
+
+build: ready
+	@$(CARGO) build --release
+
+plugins: build
+	@$(SETUP) plugins
+
+model: build
+	@$(HOST) model fetch $(MODEL)
+
+# In a directory of its own, without the environment's compiler flags: never built twice.
+$(SETUP): host/setup/Cargo.toml $(wildcard host/setup/src/*.rs host/setup/native/* host/setup/wheels/*)
+	@command -v $(CARGO) >/dev/null || { echo 'cargo not found: install Rust from https://rustup.rs, then open a new shell' >&2; exit 1; }
+	@echo 'Building the set-up program'
+	@unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS; $(CARGO) build --quiet --profile setup -p plastic-setup --target-dir target/setup
+	@touch $@
+
+# --- the rest ---------------------------------------------------------------------------------
+
+lint: ready
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo 'cargo-deny is not installed: licences and advisories were not checked (cargo install cargo-deny)'; fi
+
+clean:
+	rm -rf target plugins/*.wasm
+
+distclean: clean
+	rm -rf .mlx
