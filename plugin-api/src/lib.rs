@@ -1,1 +1,82 @@
+//! SDK for plastic-host plugins.
+//!
+//! A *policy* is told what a model looks like and answers which of its rank components sleep and
+//! wake. An *evaluator* measures the changed model and accepts or rejects the change. Neither holds
+//! a tensor, so neither can hurt the model: the host checks every answer and can take it back.
+//!
+//! A policy is one `impl RankPolicy` and one `export_policy!`:
+//!
+//! ```
+//! use plastic_plugin::prelude::*;
+//!
+//! #[derive(Default)]
+//! struct Halve;
+//!
+//! impl RankPolicy for Halve {
+//!     type Options = NoOptions;
+//!
+//!     fn decide(&mut self, seen: &Observation) -> Result<Plan, String> {
+//!         let mut plan = Plan::new();
+//!         for slice in seen.slices() {
+//!             plan.set_rank(slice, slice.max_rank() / 2, "half of everything");
+//!         }
+//!         Ok(plan)
+//!     }
+//! }
+//!
+//! export_policy!(Halve);
+//! ```
+//!
+//! `plastic-host plugin build` turns the crate (`crate-type = ["cdylib", "rlib"]`) into a component
+//! that any 1.x host loads. The same crate also builds natively, so `cargo test` exercises it with
+//! the pretend model of [`testing`], without a host and without a checkpoint.
+//!
+//! | to | see |
+//! | --- | --- |
+//! | decide on ranks | [`RankPolicy`], [`Observation`], [`Plan`] |
+//! | judge a changed model | [`Evaluator`], [`Measure`], [`Verdict`] |
+//! | take typed options | [`options!`], [`choices!`] |
+//! | tell the operator something | [`info!`], [`warn!`] and their kin |
+//! | test natively | [`testing`] |
 
+// Macros name this crate; here too, where the SDK uses its own.
+extern crate self as plastic_plugin;
+
+#[doc(hidden)]
+pub mod bindings;
+mod convert;
+pub mod evaluator;
+pub mod logging;
+pub mod observation;
+pub mod options;
+pub mod plan;
+pub mod policy;
+pub mod records;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
+pub mod verdict;
+
+pub use evaluator::{Evaluator, Measure, Subject};
+pub use observation::{Observation, SliceView};
+pub use options::{NoOptions, Options};
+pub use plan::{Action, Change, Plan, SliceId};
+pub use policy::RankPolicy;
+pub use records::{Attribute, Metric, Outcome, Run, Slice, SliceState, Value};
+pub use serde; // for the macros
+pub use verdict::{Decision, Task, Verdict};
+
+/// Everything a plugin usually needs.
+pub mod prelude {
+    pub use crate::{
+        Evaluator, Measure, Metric, NoOptions, Observation, Plan, RankPolicy, Run, Slice, SliceView, Subject, Task,
+        Verdict, debug, error, export_evaluator, export_policy, info, trace, warn,
+    };
+}
+
+/// What the export macros expand to; not part of the interface.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::bindings::{evaluator, policy};
+    pub use crate::evaluator::{EvaluatorAdapter, ExportedEvaluator};
+    pub use crate::policy::{ExportedPolicy, Identity, PolicyAdapter};
+}

@@ -3,7 +3,23 @@
 //! Nothing outside this room knows wasmtime. A plugin can fail in any way it likes: what comes out
 //! is a [`Fault`], never a panic, and the model is untouched.
 
+mod answer;
+mod cache;
+mod component;
 pub mod contract;
+mod desk;
+mod engine;
+mod evaluator;
+mod limits;
+mod policy;
+mod sandbox;
+mod text;
+mod v1;
+mod wasm;
+
+pub use component::{API_MAJOR, API_VERSION, Artifact, Kind, encode};
+pub use limits::{Limits, MAX_STACK_BYTES};
+pub use wasm::{load_evaluator, load_policy};
 
 use contract::{Info, Observation, Plan, Run, Slice, Task, Verdict};
 use std::time::Duration;

@@ -1,0 +1,221 @@
+//! Reading a plugin file without running or compiling it: what it is, which API it was built for,
+//! what it imports. Bare core modules, as `cargo build` leaves them, are wrapped into components.
+
+use super::limits::{Limits, size};
+use super::{Fault, FaultClass};
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use wasmparser::{Encoding, Parser, Payload};
+
+/// Major version of the contract this host speaks.
+pub const API_MAJOR: u64 = 1;
+/// The version of the contract this host was built with.
+pub const API_VERSION: &str = "1.0.0";
+
+const PACKAGE: &str = "plastic:rank/";
+
+/// The two kinds of plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Decides which rank components sleep.
+    Policy,
+    /// Judges the changed model.
+    Evaluator,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Policy => "policy",
+            Kind::Evaluator => "evaluator",
+        })
+    }
+}
+
+/// A plugin file that was read, not yet compiled.
+#[derive(Debug)]
+pub struct Artifact {
+    /// The file as named by the user.
+    pub path: PathBuf,
+    /// SHA-256 of the file, lower-case hex.
+    pub sha256: String,
+    /// What it is.
+    pub kind: Kind,
+    /// API version it was built for.
+    pub api: String,
+    /// Interfaces it imports, as written in the file.
+    pub imports: Vec<String>,
+    /// Bytes of the file.
+    pub size: u64,
+    bytes: Vec<u8>,
+    is_module: bool,
+}
+
+impl Artifact {
+    /// Reads a file and checks what can be checked without compiling it.
+    ///
+    /// # Errors
+    /// [`FaultClass::Load`] where the file cannot be read, is no WebAssembly, is damaged, is no
+    /// plugin, or imports anything but the contract; [`FaultClass::Version`] where it was built for
+    /// another major version of the contract.
+    pub fn read(path: &Path, limits: &Limits) -> Result<Artifact, Fault> {
+        let fault = |class, message| Fault { plugin: path.display().to_string(), class, message };
+        let bytes = bytes(path, limits).map_err(|m| fault(FaultClass::Load, m))?;
+        let outline = Outline::of(&bytes).map_err(|m| fault(FaultClass::Load, m))?;
+        outline.check_imports().map_err(|m| fault(FaultClass::Load, m))?;
+        let (kind, api) = outline.contract().map_err(|m| fault(FaultClass::Load, m))?;
+        check_version(&api).map_err(|m| fault(FaultClass::Version, m))?;
+        Ok(Artifact {
+            path: path.to_owned(),
+            sha256: hex(&Sha256::digest(&bytes)),
+            kind,
+            api,
+            imports: outline.imports,
+            size: bytes.len() as u64,
+            is_module: outline.is_module,
+            bytes,
+        })
+    }
+
+    /// The component to compile.
+    ///
+    /// # Errors
+    /// [`FaultClass::Load`] where a core module cannot be wrapped.
+    pub fn component(&self) -> Result<std::borrow::Cow<'_, [u8]>, Fault> {
+        if !self.is_module {
+            return Ok((&self.bytes).into());
+        }
+        encode(&self.bytes).map(Into::into).map_err(|e| self.fault(FaultClass::Load, e))
+    }
+
+    /// A fault of this plugin.
+    pub(super) fn fault(&self, class: FaultClass, message: String) -> Fault {
+        Fault { plugin: self.path.display().to_string(), class, message }
+    }
+}
+
+/// Wraps a core module, which carries the description of its world, into a component.
+///
+/// # Errors
+/// A sentence: what the module lacks.
+pub fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
+    wit_component::ComponentEncoder::default()
+        .module(module)
+        .and_then(|e| e.validate(true).encode())
+        .map_err(|e| format!("the module does not make a component: {e:#}; build it with the plastic-plugin SDK"))
+}
+
+/// Reads the file, no more of it than the limit allows.
+fn bytes(path: &Path, limits: &Limits) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        return Err("is a directory; name the .wasm file in it, or build it with `plastic-host plugin build`".into());
+    }
+    let mut bytes = Vec::new();
+    file.take(limits.file_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    match bytes.len() as u64 > limits.file_bytes {
+        true => Err(format!("is larger than {}, the limit (file_bytes)", size(limits.file_bytes as usize))),
+        false => Ok(bytes),
+    }
+}
+
+/// Names of the outermost imports and exports.
+struct Outline {
+    is_module: bool,
+    imports: Vec<String>,
+    exports: Vec<String>,
+}
+
+impl Outline {
+    fn of(bytes: &[u8]) -> Result<Outline, String> {
+        if !bytes.starts_with(b"\0asm") {
+            return Err(match bytes.is_empty() {
+                true => "is empty".into(),
+                false => "is not WebAssembly; a plugin is a .wasm file, made by `plastic-host plugin build`".into(),
+            });
+        }
+        let damaged = |e: wasmparser::BinaryReaderError| {
+            format!("is truncated or damaged ({e}); build or fetch it again")
+        };
+        let mut outline = Outline { is_module: false, imports: Vec::new(), exports: Vec::new() };
+        let mut depth = 0u32;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload.map_err(damaged)? {
+                Payload::Version { encoding, .. } if depth == 0 => outline.is_module = encoding == Encoding::Module,
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ImportSection(s) if depth == 0 => {
+                    for import in s.into_imports() {
+                        outline.imports.push(import.map_err(damaged)?.module.to_owned());
+                    }
+                }
+                Payload::ExportSection(s) if depth == 0 => {
+                    for export in s {
+                        outline.exports.push(export.map_err(damaged)?.name.to_owned());
+                    }
+                }
+                Payload::ComponentImportSection(s) if depth == 0 => {
+                    for import in s {
+                        outline.imports.push(import.map_err(damaged)?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(s) if depth == 0 => {
+                    for export in s {
+                        outline.exports.push(export.map_err(damaged)?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        outline.imports.sort();
+        outline.imports.dedup();
+        Ok(outline)
+    }
+
+    /// Nothing but the contract may be imported: no files, no network, no clock, no randomness.
+    fn check_imports(&self) -> Result<(), String> {
+        let Some(import) = self.imports.iter().find(|i| !i.starts_with(PACKAGE)) else { return Ok(()) };
+        let why = match import.starts_with("wasi") {
+            true => "plugins get no system interface; build it for wasm32-unknown-unknown",
+            false => "plugins get nothing but plastic:rank; remove what needs it",
+        };
+        Err(format!("imports `{import}`: {why} (`plastic-host plugin build` does)"))
+    }
+
+    /// Kind and API version, from the name of the exported interface.
+    fn contract(&self) -> Result<(Kind, String), String> {
+        for (kind, interface) in [(Kind::Policy, "policy@"), (Kind::Evaluator, "judge@")] {
+            for export in &self.exports {
+                if let Some(version) = export.strip_prefix(PACKAGE).and_then(|e| e.strip_prefix(interface)) {
+                    // A core module exports functions: `plastic:rank/policy@1.0.0#decide`.
+                    let version = version.split('#').next().unwrap_or_default();
+                    return Ok((kind, version.to_owned()));
+                }
+            }
+        }
+        let what = if self.is_module { "module" } else { "component" };
+        Err(format!("is a WebAssembly {what} but no plugin: it exports neither plastic:rank/policy nor plastic:rank/judge"))
+    }
+}
+
+/// Every minor version of the host's major version is welcome.
+fn check_version(api: &str) -> Result<(), String> {
+    let major = api.split('.').next().and_then(|m| m.parse::<u64>().ok());
+    match major {
+        Some(API_MAJOR) => Ok(()),
+        Some(m) if m > API_MAJOR => Err(format!(
+            "was built for plastic:rank {api}, this host speaks {API_MAJOR}.x: update plastic-host, or build the plugin with plastic-plugin {API_MAJOR}.x"
+        )),
+        Some(_) => Err(format!(
+            "was built for plastic:rank {api}, this host speaks {API_MAJOR}.x: build the plugin again with plastic-plugin {API_MAJOR}.x"
+        )),
+        None => Err(format!("names the API version `{api}`, which is none; build it with plastic-plugin {API_MAJOR}.x")),
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
