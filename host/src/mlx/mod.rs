@@ -7,6 +7,8 @@
 pub mod kernels;
 pub mod linalg;
 pub mod spectral;
+pub mod memory;
+pub mod quant;
 
 pub use mlx_rs::{Array, Dtype};
 
@@ -47,4 +49,9 @@ impl<T> Context<T> for std::result::Result<T, mlx_rs::error::Exception> {
 /// Whatever MLX reports from the delayed computation, I/O included.
 pub fn eval<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
     mlx_rs::transforms::eval(arrays).context("evaluating arrays")
+}
+
+/// Whether MLX computes on the CPU here.
+pub fn on_cpu() -> bool {
+    mlx_rs::Device::default().to_string().contains("cpu")
 }

@@ -1,1 +1,25 @@
 //! From a checkpoint to a model that runs.
+//!
+//! A base is a directory in MLX layout and is only ever read. [`Model::load`] checks everything a file
+//! says before it is used; what it answers runs on the thread that loaded it.
+
+mod arch;
+mod block;
+mod cache;
+pub mod checkpoint;
+pub mod config;
+mod decoder;
+mod error;
+mod fields;
+mod finite;
+mod linear;
+pub mod rope;
+pub mod safetensors;
+mod weights;
+
+pub use block::Tap;
+pub use cache::{KvCache, LayerCache};
+pub use config::Config;
+pub use decoder::{LoadOptions, Model, Resident, SliceMeta};
+pub use error::{Error, Result};
+pub use linear::Factors;

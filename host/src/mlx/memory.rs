@@ -1,0 +1,44 @@
+//! How much memory there is and how much is used.
+
+/// Bytes that could be allocated now without swapping, as the system estimates it; a container's limit
+/// counts. `None` when the system does not say.
+pub fn available() -> Option<u64> {
+    let free = if cfg!(target_os = "macos") { macos_total() } else { meminfo("MemAvailable:") }?;
+    Some(cgroup_room().map_or(free, |room| room.min(free)))
+}
+
+/// Resident set size of this process in bytes, now and at its highest; Linux only.
+pub fn rss() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some((kib(&status, "VmRSS:")?, kib(&status, "VmHWM:")?))
+}
+
+/// MLX's own count: bytes now, and the highest since the start or the last reset.
+pub fn mlx() -> (u64, u64) {
+    let now = mlx_rs::memory::active_memory().unwrap_or(0);
+    let peak = mlx_rs::memory::peak_memory().unwrap_or(0);
+    (now as u64, peak as u64)
+}
+
+fn meminfo(field: &str) -> Option<u64> {
+    kib(&std::fs::read_to_string("/proc/meminfo").ok()?, field)
+}
+
+/// `Field:   123 kB` in bytes.
+fn kib(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(field))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|k| k * 1024)
+}
+
+/// What a memory limit of this container leaves (cgroup v2, then v1).
+fn cgroup_room() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let room = |limit: &str, used: &str| Some(read(limit)?.saturating_sub(read(used)?));
+    room("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+        .or_else(|| room("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+}
+
+fn macos_total() -> Option<u64> {
+    let out = std::process::Command::new("/usr/sbin/sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+    String::from_utf8(out.stdout).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,312 @@
+//! A model that runs: embedding, blocks, final norm, head.
+//!
+//! One thread owns a model. Activations are float32. Nothing here writes to the checkpoint.
+
+use super::block::{Block, GROUPS_PER_LAYER, KINDS, PER_LAYER, Shape, Tap};
+use super::cache::{KvCache, LayerCache};
+use super::checkpoint::Checkpoint;
+use super::config::Config;
+use super::error::{Error, Result};
+use super::linear::{Factors, Linear, Weight};
+use super::weights::Weights;
+use crate::mlx::{self, Array, Context, Dtype, kernels};
+use std::path::Path;
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Bytes for float32 copies of weights that the checkpoint has in another form; `None`: half of the
+    /// memory that is free. Copies make scoring on a CPU several times faster.
+    pub dense_budget: Option<u64>,
+}
+
+/// A projection that can sleep.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceMeta {
+    /// Name in the checkpoint, such as `model.layers.3.self_attn.q_proj`.
+    pub name: String,
+    /// Layer.
+    pub layer: u32,
+    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`.
+    pub kind: String,
+    /// Slices with the same number read the same input.
+    pub group: u32,
+    /// Outputs.
+    pub rows: u32,
+    /// Inputs.
+    pub cols: u32,
+}
+
+/// Bytes a model holds in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Resident {
+    /// Projections, embedding and head as the checkpoint has them (scales and biases in float32).
+    pub packed: u64,
+    /// Their float32 copies.
+    pub dense: u64,
+    /// Factors in place of slices.
+    pub factors: u64,
+    /// Norms and biases.
+    pub other: u64,
+}
+
+impl Resident {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.packed + self.dense + self.factors + self.other
+    }
+}
+
+/// A model that runs.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    slices: Vec<SliceMeta>,
+    shape: Shape,
+    embedding: Weight,
+    blocks: Vec<Block>,
+    norm: Array,
+    /// `None` when tied to the embedding.
+    head: Option<Weight>,
+}
+
+/// Most tokens that are scored in one pass; bounds the memory of activations.
+const SCORE_TOKENS: usize = 4096;
+
+impl Model {
+    /// Loads a checkpoint directory in MLX layout; see [`super::weights`] for what is checked.
+    ///
+    /// # Errors
+    /// When the directory is no supported checkpoint, or is damaged; the message names file and tensor.
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
+        let mut config = Config::read(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        // GPUs multiply quantised weights faster than float32 copies; MLX's CPU kernels are far slower.
+        let dense_is_faster = mlx::on_cpu();
+        let w = Weights::new(&checkpoint, &config, dense_is_faster)?;
+        let tied = config.tie_word_embeddings.unwrap_or(!w.has("lm_head.weight"));
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let embedding = w.matrix("model.embed_tokens", v, d)?;
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::load(&w, &config, i)).collect::<Result<Vec<_>>>()?;
+        let norm = w.vector("model.norm.weight", d)?;
+        let head = if tied { None } else { Some(w.matrix("lm_head", v, d)?) };
+        w.no_others(tied)?;
+        config.tie_word_embeddings = Some(tied);
+        let mut model = Model { slices: slices(&blocks), shape: Shape::new(&config), config, embedding, blocks, norm, head };
+        model.allot(options.dense_budget.unwrap_or_else(|| mlx::memory::available().unwrap_or(0) / 2));
+        Ok(model)
+    }
+
+    /// Says which weights may keep a float32 copy: the head first, then layer after layer.
+    fn allot(&mut self, mut budget: u64) {
+        let head = self.head.as_mut().unwrap_or(&mut self.embedding);
+        let weights = std::iter::once(head).chain(self.blocks.iter_mut().flat_map(|b| &mut b.linears).map(|l| &mut l.weight));
+        for w in weights {
+            w.keep_dense = w.dense_cost() <= budget;
+            budget -= if w.keep_dense { w.dense_cost() } else { 0 };
+        }
+    }
+
+    /// The configuration; `tie_word_embeddings` is resolved.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The seven projections of each layer, in layer order q, k, v, o, gate, up, down.
+    pub fn slices(&self) -> &[SliceMeta] {
+        &self.slices
+    }
+
+    fn linear(&self, slice: usize) -> &Linear {
+        &self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER]
+    }
+
+    /// The base's weight of a slice, float32 [rows, cols], not kept.
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn dense_weight(&self, slice: usize) -> Result<Array> {
+        let w = self.linear(slice).weight.widened()?;
+        mlx::eval([&w])?;
+        Ok(w)
+    }
+
+    /// Puts factors in the place of a slice's weight, or with `None` the base's own weight back: outputs
+    /// are then bit for bit what they were.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn set_factors(&mut self, slice: usize, factors: Option<Factors>) {
+        self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].set_factors(factors);
+    }
+
+    /// The factors that stand in for a slice.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn factors(&self, slice: usize) -> Option<&Factors> {
+        self.linear(slice).factors()
+    }
+
+    /// An empty cache for this model.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.blocks.len())
+    }
+
+    /// Token ids [B, T] int32 to embeddings [B, T, D].
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary: MLX would read beyond the table.
+    pub fn embed(&self, tokens: &Array) -> Result<Array> {
+        let tokens = tokens.as_dtype(Dtype::Int32)?;
+        mlx::eval([&tokens])?;
+        let ids = tokens.try_as_slice::<i32>().map_err(|e| Error::Request(format!("token ids cannot be read: {e}")))?;
+        if let Some(id) = ids.iter().find(|id| **id < 0 || **id as usize >= self.config.vocab_size) {
+            return Err(self.bad_token(i64::from(*id)));
+        }
+        Ok(self.embedding.lookup(&tokens)?)
+    }
+
+    fn bad_token(&self, id: i64) -> Error {
+        Error::Request(format!(
+            "token id {id} is not in the vocabulary of {} ids: the text was tokenised for another model",
+            self.config.vocab_size
+        ))
+    }
+
+    /// `h` [B, T, D] through layer `i`; positions go on where `cache` ends.
+    ///
+    /// # Errors
+    /// Whatever MLX or the tap reports.
+    ///
+    /// # Panics
+    /// When there is no layer `i`.
+    pub fn layer(&self, i: usize, h: &Array, cache: Option<&mut LayerCache>, tap: Option<&dyn Tap>) -> mlx::Result<Array> {
+        self.blocks[i].forward(&self.shape, i * PER_LAYER, h, cache, tap)
+    }
+
+    /// The norm before the head.
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    pub fn final_norm(&self, h: &Array) -> mlx::Result<Array> {
+        kernels::rms_norm(h, &self.norm, self.config.rms_norm_eps)
+    }
+
+    fn head(&self) -> &Weight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The head [V, D] float32: `lm_head`, or the embedding when tied. Kept after the first call when
+    /// the memory budget allows.
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    pub fn head_weight(&self) -> Result<Array> {
+        Ok(self.head().dense()?)
+    }
+
+    /// Token ids [B, T] int32 to hidden states [B, T, D] after the final norm.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary or the context is longer than the attention window.
+    pub fn hidden(&self, tokens: &Array, mut cache: Option<&mut KvCache>) -> Result<Array> {
+        let past = cache.as_ref().map_or(0, |c| c.len());
+        self.config.check_context(past + tokens.shape().last().map_or(0, |t| *t as usize))?;
+        let mut h = self.embed(tokens)?;
+        for i in 0..self.blocks.len() {
+            let layer_cache = cache.as_mut().and_then(|c| c.layers.get_mut(i));
+            h = self.layer(i, &h, layer_cache, None)?;
+        }
+        Ok(self.final_norm(&h)?)
+    }
+
+    /// Hidden states [.., D] to logits [.., V].
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    pub fn logits(&self, hidden: &Array) -> Result<Array> {
+        Ok(self.head().apply(hidden)?)
+    }
+
+    /// Negative log-likelihood (nats) of tokens 1.. of each window, given those before.
+    ///
+    /// Windows of equal length run together; the answer has the order of the windows. The sum over the
+    /// vocabulary is exact to float64 or pairwise rounding.
+    ///
+    /// # Errors
+    /// When a window has fewer than two tokens or an id that is not in the vocabulary.
+    pub fn score(&self, windows: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        for (i, w) in windows.iter().enumerate() {
+            if w.len() < 2 {
+                return Err(Error::Request(format!("window {i} has {} tokens; scoring needs at least two", w.len())));
+            }
+            if let Some(id) = w.iter().find(|id| **id as usize >= self.config.vocab_size) {
+                return Err(self.bad_token(i64::from(*id)));
+            }
+        }
+        let mut order: Vec<usize> = (0..windows.len()).collect();
+        order.sort_by_key(|i| windows[*i].len());
+        let mut out = vec![Vec::new(); windows.len()];
+        for same in order.chunk_by(|a, b| windows[*a].len() == windows[*b].len()) {
+            let len = same.first().map_or(2, |i| windows[*i].len());
+            for batch in same.chunks((SCORE_TOKENS / (len - 1)).max(1)) {
+                let rows: Vec<&[u32]> = batch.iter().map(|i| windows[*i].as_slice()).collect();
+                for (i, nll) in batch.iter().zip(self.score_batch(&rows, len)?) {
+                    out[*i] = nll;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Windows of one length, all of them together.
+    fn score_batch(&self, windows: &[&[u32]], len: usize) -> Result<Vec<Vec<f32>>> {
+        let (b, t) = (windows.len() as i32, (len - 1) as i32);
+        let part = |from: usize| -> Vec<i32> {
+            windows.iter().flat_map(|w| &w[from..from + len - 1]).map(|id| *id as i32).collect()
+        };
+        let hidden = self.hidden(&Array::from_slice(&part(0), &[b, t]), None)?;
+        let flat = hidden.reshape(&[b * t, -1])?;
+        let nll = kernels::token_nll(&flat, &self.head_weight()?, &Array::from_slice(&part(1), &[b * t]))?;
+        mlx::eval([&nll])?;
+        let nll = nll.try_as_slice::<f32>().map_err(|e| Error::Request(format!("losses cannot be read: {e}")))?;
+        Ok(nll.chunks(len - 1).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Bytes held in memory.
+    pub fn resident(&self) -> Resident {
+        let mut r = Resident { other: self.norm.nbytes() as u64, ..Resident::default() };
+        let mut count = |w: &Weight| {
+            let (packed, dense) = w.nbytes();
+            r.packed += packed;
+            r.dense += dense;
+        };
+        count(&self.embedding);
+        self.head.iter().for_each(&mut count);
+        self.blocks.iter().flat_map(|b| &b.linears).for_each(|l| count(&l.weight));
+        for b in &self.blocks {
+            r.other += b.other_bytes();
+            r.factors += b.linears.iter().filter_map(Linear::factors).map(Factors::nbytes).sum::<u64>();
+        }
+        r
+    }
+}
+
+fn slices(blocks: &[Block]) -> Vec<SliceMeta> {
+    let of_layer = |(layer, block): (usize, &Block)| -> Vec<SliceMeta> {
+        let meta = |(l, (room, kind, group)): (&Linear, &(&str, &str, u32))| SliceMeta {
+            name: format!("model.layers.{layer}.{room}.{kind}"),
+            layer: layer as u32,
+            kind: (*kind).to_owned(),
+            group: layer as u32 * GROUPS_PER_LAYER + group,
+            rows: l.weight.rows as u32,
+            cols: l.weight.cols as u32,
+        };
+        block.linears.iter().zip(&KINDS).map(meta).collect()
+    };
+    blocks.iter().enumerate().flat_map(of_layer).collect()
+}

@@ -1,0 +1,203 @@
+//! From the tensors of a checkpoint to the weights of a decoder, every one compared with the configuration.
+//!
+//! What is checked at load: that every tensor the configuration calls for is there, has the shape it
+//! calls for and a type that is supported; that there are no others; and that every float in the
+//! checkpoint is finite. The last needs the numbers, so all tensors are read at load: what comes later
+//! cannot fail for want of the file. Scales, biases and norms are widened to float32, which is exact,
+//! so that activations and dequantised weights are float32 whatever the checkpoint uses.
+
+use super::checkpoint::Checkpoint;
+use super::config::{Config, check_scheme};
+use super::error::{Error, Result};
+use super::finite::{first_bad, first_bad_code};
+use super::linear::{Linear, Stored, Weight};
+use crate::mlx::quant::{Mode, Packed, Scheme};
+use crate::mlx::{self, Array, Dtype};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+
+/// Takes tensors out of a checkpoint by name, shape in hand.
+pub(crate) struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a Config,
+    arrays: HashMap<String, Array>,
+    used: RefCell<BTreeSet<String>>,
+    dense_is_faster: bool,
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, config: &'a Config, dense_is_faster: bool) -> Result<Self> {
+        let arrays = checkpoint.arrays()?;
+        Ok(Weights { checkpoint, config, arrays, used: RefCell::default(), dense_is_faster })
+    }
+
+    /// Whether the checkpoint has the tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.checkpoint.info(name).is_some()
+    }
+
+    /// A vector of floats [n], widened to float32.
+    pub(crate) fn vector(&self, name: &str, n: usize) -> Result<Array> {
+        let v = self.floats(name, &[n])?.as_dtype(Dtype::Float32)?;
+        self.finite(name, &v)?;
+        Ok(v)
+    }
+
+    /// The projection `module` [rows, cols], with its bias when there should be one.
+    pub(crate) fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
+        let weight = self.matrix(module, rows, cols)?;
+        let bias = bias.then(|| self.vector(&format!("{module}.bias"), rows)).transpose()?;
+        Ok(Linear::new(weight, bias))
+    }
+
+    /// The matrix `module.weight` [rows, cols] in whatever form it has.
+    pub(crate) fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Weight> {
+        let name = format!("{module}.weight");
+        let stored = match self.scheme(module, rows, cols)? {
+            Some(scheme) => Stored::Packed(self.packed(module, rows, cols, scheme)?),
+            None => {
+                let w = self.floats(&name, &[rows, cols])?;
+                self.finite(&name, &w)?;
+                Stored::Float(w)
+            }
+        };
+        Ok(Weight::new(stored, rows, cols, self.dense_is_faster))
+    }
+
+    /// Refuses tensors that nothing asked for: then the configuration describes another model.
+    pub(crate) fn no_others(&self, tied: bool) -> Result<()> {
+        let used = self.used.borrow();
+        // mlx-lm drops these too: tables that are computed, and the spare head of a tied model.
+        let harmless = |n: &str| n.contains("rotary_emb.inv_freq") || (tied && n.starts_with("lm_head."));
+        let others: Vec<&str> = self.checkpoint.names().filter(|n| !used.contains(*n) && !harmless(n)).collect();
+        let Some(first) = others.first() else { return Ok(()) };
+        let more = match others.len() {
+            1 => String::new(),
+            n => format!(" (and {} more: {}{})", n - 1, others[1..n.min(4)].join(", "), if n > 4 { ", …" } else { "" }),
+        };
+        Err(Error::tensor(
+            self.checkpoint.file_of(first),
+            *first,
+            format!("does not belong to a {} model as config.json describes it{more}; check model_type, num_hidden_layers, tie_word_embeddings and the bias fields", self.config.model_type),
+        ))
+    }
+
+    fn bad(&self, name: &str, reason: impl Into<String>) -> Error {
+        Error::tensor(self.checkpoint.file_of(name), name, reason)
+    }
+
+    /// The tensor, its shape checked, unevaluated.
+    fn take(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        let info = self.checkpoint.info(name).ok_or_else(|| self.bad(name, format!("is missing; config.json calls for shape {shape:?}")))?;
+        if info.shape != shape {
+            return Err(self.bad(name, format!("has shape {:?}; config.json calls for {shape:?}", info.shape)));
+        }
+        self.used.borrow_mut().insert(name.to_owned());
+        self.arrays.get(name).cloned().ok_or_else(|| self.bad(name, "was not loaded by MLX"))
+    }
+
+    fn typed(&self, name: &str, shape: &[usize], supported: &[&str]) -> Result<Array> {
+        let array = self.take(name, shape)?;
+        match self.checkpoint.info(name) {
+            Some(i) if !supported.contains(&i.dtype.as_str()) => {
+                Err(self.bad(name, format!("has type {}; supported here: {}", i.dtype, supported.join(", "))))
+            }
+            _ => Ok(array),
+        }
+    }
+
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        self.typed(name, shape, &["F32", "F16", "BF16"])
+    }
+
+    fn finite(&self, name: &str, a: &Array) -> Result<()> {
+        mlx::eval([a])?;
+        match first_bad(a)? {
+            None => Ok(()),
+            Some((at, x)) => Err(self.bad(name, format!("holds {x} at element {at}: the checkpoint is damaged; fetch it again"))),
+        }
+    }
+
+    fn packed(&self, module: &str, rows: usize, cols: usize, scheme: Scheme) -> Result<Packed> {
+        let [weight, scales, biases] = ["weight", "scales", "biases"].map(|p| format!("{module}.{p}"));
+        let groups = cols / scheme.group_size as usize;
+        let codes = self.typed(&weight, &[rows, cols * scheme.bits as usize / 32], &["U32"])?;
+        if scheme.mode != Mode::Affine {
+            let s = self.typed(&scales, &[rows, groups], &["U8"])?;
+            mlx::eval([&codes, &s])?;
+            let bad = |name: &str, at| self.bad(name, format!("holds a NaN code at byte {at}: the checkpoint is damaged; fetch it again"));
+            // e8m0 scales have one NaN, e4m3 codes and scales two.
+            match (scheme.mode, first_bad_code(&s, scheme.mode == Mode::Nvfp4)?) {
+                (_, Some(at)) => return Err(bad(&scales, at)),
+                (Mode::Mxfp8, None) => {
+                    if let Some(at) = first_bad_code(&codes, true)? {
+                        return Err(bad(&weight, at));
+                    }
+                }
+                _ => {}
+            }
+            return Ok(Packed { codes, scales: s, biases: None, scheme });
+        }
+        let mut parts = Vec::with_capacity(2);
+        for name in [&scales, &biases] {
+            let a = self.floats(name, &[rows, groups])?.as_dtype(Dtype::Float32)?;
+            self.finite(name, &a)?;
+            parts.push(a);
+        }
+        mlx::eval([&codes])?;
+        let biases = parts.pop();
+        let scales = parts.pop().ok_or_else(|| self.bad(&scales, "is missing"))?;
+        Ok(Packed { codes, scales, biases, scheme })
+    }
+
+    /// How `module` is quantised, or `None`: what config.json says of this module, else (as mlx-lm
+    /// does) what the shapes of codes and scales say, since the global entry is wrong in mixed checkpoints.
+    fn scheme(&self, module: &str, rows: usize, cols: usize) -> Result<Option<Scheme>> {
+        let q = &self.config.quantization;
+        let scheme = match q.overrides.get(module) {
+            Some(None) => return Ok(None),
+            Some(Some(s)) => *s,
+            None => match self.checkpoint.info(&format!("{module}.scales")) {
+                None => return Ok(None),
+                Some(_) if q.global.is_none() => {
+                    return Err(self.bad(&format!("{module}.scales"), "is there but config.json has no `quantization`"));
+                }
+                Some(_) => self.inferred(module, rows, cols)?,
+            },
+        };
+        let (group, bits) = (scheme.group_size as usize, scheme.bits as usize);
+        if !cols.is_multiple_of(group) || !(cols * bits).is_multiple_of(32) {
+            let name = format!("{module}.weight");
+            return Err(self.bad(&name, format!("has {cols} columns, which do not divide into {scheme}")));
+        }
+        Ok(Some(scheme))
+    }
+
+    fn inferred(&self, module: &str, rows: usize, cols: usize) -> Result<Scheme> {
+        let [weight, scales] = ["weight", "scales"].map(|p| format!("{module}.{p}"));
+        let missing = || self.bad(&weight, format!("is missing; config.json calls for a matrix [{rows}, {cols}]"));
+        let w = self.checkpoint.info(&weight).ok_or_else(missing)?;
+        let s = self.checkpoint.info(&scales).ok_or_else(missing)?;
+        let contradiction = || {
+            self.bad(&weight, format!(
+                "has shape {:?} with scales {:?}; config.json calls for [{rows}, {cols}] in a quantisation that MLX loads",
+                w.shape, s.shape
+            ))
+        };
+        let ([r, words], [sr, groups]) = (w.shape.as_slice(), s.shape.as_slice()) else { return Err(contradiction()) };
+        if *r != rows || *sr != rows || *groups == 0 || !cols.is_multiple_of(*groups) || !(words * 32).is_multiple_of(cols) {
+            return Err(contradiction());
+        }
+        let (group_size, bits) = ((cols / groups) as u32, (words * 32 / cols) as u32);
+        let mode = match (s.dtype.as_str(), bits, group_size) {
+            ("U8", 4, 16) => Mode::Nvfp4,
+            ("U8", 4, 32) => Mode::Mxfp4,
+            ("U8", 8, 32) => Mode::Mxfp8,
+            ("U8", ..) => return Err(contradiction()),
+            _ => Mode::Affine,
+        };
+        let scheme = Scheme { group_size, bits, mode };
+        check_scheme(scheme).map_err(|why| self.bad(&weight, format!("has shape {:?} with scales {:?}, for [{rows}, {cols}] that is {scheme}: {why}", w.shape, s.shape)))?;
+        Ok(scheme)
+    }
+}
