@@ -6,9 +6,9 @@
 
 pub mod kernels;
 pub mod linalg;
-pub mod spectral;
 pub mod memory;
 pub mod quant;
+pub mod spectral;
 
 pub use mlx_rs::{Array, Dtype};
 

@@ -157,8 +157,12 @@ impl Packed {
 
     fn refused(&self, op: &str, x: Option<&Array>) -> MlxError {
         let x = x.map(|x| format!(" by x {:?}", x.shape())).unwrap_or_default();
-        let text =
-            format!("MLX refused codes {:?} with scales {:?}{x} ({})", self.codes.shape(), self.scales.shape(), self.scheme);
+        let text = format!(
+            "MLX refused codes {:?} with scales {:?}{x} ({})",
+            self.codes.shape(),
+            self.scales.shape(),
+            self.scheme
+        );
         MlxError { what: op.into(), source: mlx_rs::error::Exception::custom(text) }
     }
 }

@@ -72,7 +72,8 @@ impl Shape {
 
     /// Turns `x` [B, H, T, d] by its positions, which begin at `offset`.
     fn rope(&self, x: &Array, offset: usize) -> mlx::Result<Array> {
-        mlx_rs::fast::rope(x, self.head_dim, self.traditional, None, 1.0, offset as i32, &self.frequencies).context("rope")
+        mlx_rs::fast::rope(x, self.head_dim, self.traditional, None, 1.0, offset as i32, &self.frequencies)
+            .context("rope")
     }
 }
 

@@ -20,7 +20,8 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Finds the weight files of `dir` and reads their headers: the shards that
-    /// `model.safetensors.index.json` names, or else every `model*.safetensors`.
+    /// `model.safetensors.index.json` names, or else every `model*.safetensors`,
+    /// or else every `*.safetensors`.
     ///
     /// # Errors
     /// When there are none, one is missing or damaged, a tensor lies in two files, or not in the file
@@ -41,14 +42,19 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             let header = read_header(file).map_err(|e| match e {
-                Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                    Error::file(&index_path, format!("names the shard {}, which is missing: fetch the model again", file.display()))
-                }
+                Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Error::file(
+                    &index_path,
+                    format!("names the shard {}, which is missing: fetch the model again", file.display()),
+                ),
                 e => e,
             })?;
             for (name, info) in header {
                 if let Some((other, _)) = tensors.insert(name.clone(), (i, info)) {
-                    return Err(Error::tensor(file, name, format!("lies in {} too", files.get(other).unwrap_or(file).display())));
+                    return Err(Error::tensor(
+                        file,
+                        name,
+                        format!("lies in {} too", files.get(other).unwrap_or(file).display()),
+                    ));
                 }
             }
         }
@@ -62,9 +68,19 @@ impl Checkpoint {
     fn check_index(&self, path: &Path, map: &BTreeMap<String, String>) -> Result<()> {
         for (name, shard) in map {
             match self.tensors.get(name) {
-                None => return Err(Error::tensor(path, name, format!("should lie in {shard} but is not there: the checkpoint is incomplete"))),
+                None => {
+                    return Err(Error::tensor(
+                        path,
+                        name,
+                        format!("should lie in {shard} but is not there: the checkpoint is incomplete"),
+                    ));
+                }
                 Some((i, _)) if self.files.get(*i) != Some(&self.dir.join(shard)) => {
-                    return Err(Error::tensor(path, name, format!("should lie in {shard} but lies in {}", self.file_of(name).display())));
+                    return Err(Error::tensor(
+                        path,
+                        name,
+                        format!("should lie in {shard} but lies in {}", self.file_of(name).display()),
+                    ));
                 }
                 Some(_) => {}
             }
@@ -104,7 +120,8 @@ impl Checkpoint {
     pub fn arrays(&self) -> Result<HashMap<String, Array>> {
         let mut all = HashMap::new();
         for file in &self.files {
-            let part = Array::load_safetensors(file).map_err(|e| Error::file(file, format!("MLX cannot load it: {e}")))?;
+            let part =
+                Array::load_safetensors(file).map_err(|e| Error::file(file, format!("MLX cannot load it: {e}")))?;
             all.extend(part);
         }
         Ok(all)
@@ -114,11 +131,19 @@ impl Checkpoint {
 /// `weight_map` of the index: tensor name to file name.
 fn read_index(path: &Path, value: &serde_json::Value) -> Result<BTreeMap<String, String>> {
     let fields = Fields::new(path, value)?;
-    let map = fields.object("weight_map")?.ok_or_else(|| fields.error("weight_map", "missing; expected tensor names and files"))?;
+    let map = fields
+        .object("weight_map")?
+        .ok_or_else(|| fields.error("weight_map", "missing; expected tensor names and files"))?;
     let mut out = BTreeMap::new();
     for (name, file) in map.iter() {
-        let plain = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f) && f.ends_with(".safetensors"));
-        let file = plain.ok_or_else(|| map.error(name, format!("names the file {file}; expected a plain name of a .safetensors file in the same directory")))?;
+        let plain =
+            file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f) && f.ends_with(".safetensors"));
+        let file = plain.ok_or_else(|| {
+            map.error(
+                name,
+                format!("names the file {file}; expected a plain name of a .safetensors file in the same directory"),
+            )
+        })?;
         out.insert(name.clone(), file.to_owned());
     }
     match out.is_empty() {
@@ -127,18 +152,24 @@ fn read_index(path: &Path, value: &serde_json::Value) -> Result<BTreeMap<String,
     }
 }
 
+/// `model*.safetensors`, or when there is none every `*.safetensors`.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
-        let name = entry.map_err(Error::io(dir))?.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
-            files.push(dir.join(&*name));
+        let name = entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") && !name.starts_with('.') {
+            names.push(name);
         }
     }
-    files.sort();
-    match files.is_empty() {
-        true => Err(Error::file(dir, "no model*.safetensors here; a base is a directory in MLX layout (a GGUF file or another format must be imported first: `plastic-host model import`)")),
-        false => Ok(files),
+    if names.iter().any(|n| n.starts_with("model")) {
+        names.retain(|n| n.starts_with("model"));
+    }
+    names.sort();
+    match names.is_empty() {
+        true => Err(Error::file(
+            dir,
+            "no *.safetensors here; a base is a directory in MLX layout (a GGUF file or another format must be imported first: `plastic-host model import`)",
+        )),
+        false => Ok(names.into_iter().map(|n| dir.join(n)).collect()),
     }
 }

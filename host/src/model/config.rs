@@ -83,9 +83,10 @@ impl Config {
     pub fn read(dir: &Path) -> Result<Config> {
         let path = dir.join("config.json");
         let value = read_json(&path).map_err(|e| match e {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Error::file(dir, "no config.json here; a base is a directory in MLX layout (config.json, *.safetensors, tokenizer.json)")
-            }
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Error::file(
+                dir,
+                "no config.json here; a base is a directory in MLX layout (config.json, *.safetensors, tokenizer.json)",
+            ),
             e => e,
         })?;
         Config::parse(&path, &value)
@@ -97,7 +98,8 @@ impl Config {
     /// As [`Config::read`].
     pub fn parse(path: &Path, value: &Value) -> Result<Config> {
         let f = Fields::new(path, value)?;
-        let model_type = f.text("model_type")?.ok_or_else(|| f.error("model_type", format!("missing; supported: {SUPPORTED}")))?;
+        let model_type =
+            f.text("model_type")?.ok_or_else(|| f.error("model_type", format!("missing; supported: {SUPPORTED}")))?;
         let family = match model_type {
             "llama" | "mistral" => arch::llama::family(&f)?,
             "qwen2" => arch::qwen2::family(&f)?,
@@ -110,12 +112,20 @@ impl Config {
         let heads = f.need("num_attention_heads")?;
         let kv_heads = f.count("num_key_value_heads")?.unwrap_or(heads);
         if heads % kv_heads != 0 {
-            return Err(f.error("num_key_value_heads", format!("is {kv_heads}, which does not divide num_attention_heads {heads}")));
+            return Err(f.error(
+                "num_key_value_heads",
+                format!("is {kv_heads}, which does not divide num_attention_heads {heads}"),
+            ));
         }
         let head_dim = match f.count("head_dim")? {
             Some(d) => d,
             None if hidden_size % heads == 0 => hidden_size / heads,
-            None => return Err(f.error("head_dim", format!("missing, and hidden_size {hidden_size} is no multiple of num_attention_heads {heads}"))),
+            None => {
+                return Err(f.error(
+                    "head_dim",
+                    format!("missing, and hidden_size {hidden_size} is no multiple of num_attention_heads {heads}"),
+                ));
+            }
         };
         if head_dim % 2 != 0 {
             return Err(f.error("head_dim", format!("is {head_dim}; rotary positions need an even width")));
@@ -131,7 +141,9 @@ impl Config {
             num_key_value_heads: kv_heads,
             head_dim,
             vocab_size: f.need("vocab_size")?,
-            rms_norm_eps: f.positive("rms_norm_eps")?.ok_or_else(|| f.error("rms_norm_eps", "missing; expected a number"))? as f32,
+            rms_norm_eps: f
+                .positive("rms_norm_eps")?
+                .ok_or_else(|| f.error("rms_norm_eps", "missing; expected a number"))? as f32,
             family,
             tie_word_embeddings: f.flag("tie_word_embeddings")?,
             max_position_embeddings: f.count("max_position_embeddings")?.map(|n| n.max(rope.scaling.reach())),
@@ -166,7 +178,9 @@ impl Config {
             Some(w) if positions > w => Err(Error::field(
                 &self.path,
                 "sliding_window",
-                format!("is {w} and {positions} positions are asked for; only contexts within the window are supported: use shorter windows or prompts"),
+                format!(
+                    "is {w} and {positions} positions are asked for; only contexts within the window are supported: use shorter windows or prompts"
+                ),
             )),
             _ => Ok(()),
         }
@@ -176,10 +190,15 @@ impl Config {
 fn refuse_unsupported(f: &Fields) -> Result<()> {
     for name in ["num_local_experts", "num_experts", "n_routed_experts"] {
         if let Some(v) = f.get(name).filter(|v| v.as_u64() != Some(0)) {
-            return Err(f.error(name, format!("is {}: mixture-of-experts models are not supported; supported: {SUPPORTED}, dense", short(v))));
+            return Err(f.error(
+                name,
+                format!("is {}: mixture-of-experts models are not supported; supported: {SUPPORTED}, dense", short(v)),
+            ));
         }
     }
-    if let Some(act) = f.first(&["hidden_act", "hidden_activation"]).filter(|v| !matches!(v.as_str(), Some("silu" | "swish"))) {
+    if let Some(act) =
+        f.first(&["hidden_act", "hidden_activation"]).filter(|v| !matches!(v.as_str(), Some("silu" | "swish")))
+    {
         return Err(f.error("hidden_act", format!("is {}; supported: \"silu\"", short(act))));
     }
     if let Some(x) = f.number("partial_rotary_factor")?.filter(|x| *x != 1.0) {
@@ -189,7 +208,9 @@ fn refuse_unsupported(f: &Fields) -> Result<()> {
         return Err(f.error("quantize_activations", "is true; activations are computed in float32: set it to false"));
     }
     if let Some(v) = f.get("model_file") {
-        return Err(f.error("model_file", format!("is {}: checkpoints that bring their own code are not supported", short(v))));
+        return Err(
+            f.error("model_file", format!("is {}: checkpoints that bring their own code are not supported", short(v)))
+        );
     }
     Ok(())
 }
@@ -199,8 +220,13 @@ fn sliding_window(f: &Fields) -> Result<Option<usize>> {
     let window = f.count("sliding_window")?;
     let local = match f.get("layer_types") {
         Some(Value::Array(types)) => {
-            if let Some(other) = types.iter().find(|t| !matches!(t.as_str(), Some("full_attention" | "sliding_attention"))) {
-                return Err(f.error("layer_types", format!("holds {}; supported: \"full_attention\", \"sliding_attention\"", short(other))));
+            if let Some(other) =
+                types.iter().find(|t| !matches!(t.as_str(), Some("full_attention" | "sliding_attention")))
+            {
+                return Err(f.error(
+                    "layer_types",
+                    format!("holds {}; supported: \"full_attention\", \"sliding_attention\"", short(other)),
+                ));
             }
             types.iter().any(|t| t.as_str() == Some("sliding_attention"))
         }
@@ -260,7 +286,11 @@ fn scaling(s: &Fields) -> Result<Scaling> {
             mscale_all_dim: s.number("mscale_all_dim")?.unwrap_or(0.0),
             attention_factor: s.positive("attention_factor")?,
         },
-        other => return Err(s.error("rope_type", format!("`{other}` is not supported; supported: default, linear, llama3, yarn"))),
+        other => {
+            return Err(
+                s.error("rope_type", format!("`{other}` is not supported; supported: default, linear, llama3, yarn"))
+            );
+        }
     })
 }
 
@@ -301,8 +331,9 @@ fn scheme(q: &Fields, mode: Option<Mode>) -> Result<Scheme> {
     let mode = match (mode, q.text("mode")?) {
         (Some(m), _) => m,
         (None, None) => Mode::Affine,
-        (None, Some(name)) => Mode::from_name(name)
-            .ok_or_else(|| q.error("mode", format!("`{name}` is not supported; supported: affine, mxfp4, mxfp8, nvfp4")))?,
+        (None, Some(name)) => Mode::from_name(name).ok_or_else(|| {
+            q.error("mode", format!("`{name}` is not supported; supported: affine, mxfp4, mxfp8, nvfp4"))
+        })?,
     };
     let (group, bits) = match mode {
         Mode::Affine => (64, 4),
@@ -315,7 +346,8 @@ fn scheme(q: &Fields, mode: Option<Mode>) -> Result<Scheme> {
         bits: q.count("bits")?.unwrap_or(bits) as u32,
         mode,
     };
-    check_scheme(scheme).map_err(|reason| q.error(if reason.contains("bits") { "bits" } else { "group_size" }, reason))?;
+    check_scheme(scheme)
+        .map_err(|reason| q.error(if reason.contains("bits") { "bits" } else { "group_size" }, reason))?;
     Ok(scheme)
 }
 
@@ -331,7 +363,11 @@ pub(crate) fn check_scheme(s: Scheme) -> std::result::Result<(), String> {
         return Err(format!("{} bits are not supported for mode {}; supported: {bits:?}", s.bits, s.mode.name()));
     }
     if !groups.contains(&s.group_size) {
-        return Err(format!("groups of {} are not supported for mode {}; supported: {groups:?}", s.group_size, s.mode.name()));
+        return Err(format!(
+            "groups of {} are not supported for mode {}; supported: {groups:?}",
+            s.group_size,
+            s.mode.name()
+        ));
     }
     Ok(())
 }

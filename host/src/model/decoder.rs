@@ -9,7 +9,7 @@ use super::config::Config;
 use super::error::{Error, Result};
 use super::linear::{Factors, Linear, Weight};
 use super::weights::Weights;
-use crate::mlx::{self, Array, Context, Dtype, kernels};
+use crate::mlx::{self, Array, Dtype, kernels};
 use std::path::Path;
 
 /// How to load a model.
@@ -92,7 +92,8 @@ impl Model {
         let head = if tied { None } else { Some(w.matrix("lm_head", v, d)?) };
         w.no_others(tied)?;
         config.tie_word_embeddings = Some(tied);
-        let mut model = Model { slices: slices(&blocks), shape: Shape::new(&config), config, embedding, blocks, norm, head };
+        let mut model =
+            Model { slices: slices(&blocks), shape: Shape::new(&config), config, embedding, blocks, norm, head };
         model.allot(options.dense_budget.unwrap_or_else(|| mlx::memory::available().unwrap_or(0) / 2));
         Ok(model)
     }
@@ -100,7 +101,8 @@ impl Model {
     /// Says which weights may keep a float32 copy: the head first, then layer after layer.
     fn allot(&mut self, mut budget: u64) {
         let head = self.head.as_mut().unwrap_or(&mut self.embedding);
-        let weights = std::iter::once(head).chain(self.blocks.iter_mut().flat_map(|b| &mut b.linears).map(|l| &mut l.weight));
+        let weights =
+            std::iter::once(head).chain(self.blocks.iter_mut().flat_map(|b| &mut b.linears).map(|l| &mut l.weight));
         for w in weights {
             w.keep_dense = w.dense_cost() <= budget;
             budget -= if w.keep_dense { w.dense_cost() } else { 0 };
@@ -184,7 +186,13 @@ impl Model {
     ///
     /// # Panics
     /// When there is no layer `i`.
-    pub fn layer(&self, i: usize, h: &Array, cache: Option<&mut LayerCache>, tap: Option<&dyn Tap>) -> mlx::Result<Array> {
+    pub fn layer(
+        &self,
+        i: usize,
+        h: &Array,
+        cache: Option<&mut LayerCache>,
+        tap: Option<&dyn Tap>,
+    ) -> mlx::Result<Array> {
         self.blocks[i].forward(&self.shape, i * PER_LAYER, h, cache, tap)
     }
 

@@ -130,4 +130,3 @@ pub(crate) fn read_json_if_there(path: &Path) -> Result<Option<Value>> {
         Err(e) => Err(e),
     }
 }
-

@@ -95,7 +95,8 @@ impl Rope {
                 plain.map(stretch).collect()
             }
             Scaling::Yarn { factor, original, beta_fast, beta_slow, .. } => {
-                let at = |rotations: f64| dims * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+                let at =
+                    |rotations: f64| dims * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let low = at(beta_fast).floor().max(0.0);
                 let high = at(beta_slow).ceil().min(dims - 1.0);
                 // Equal ends would divide by zero.

@@ -90,7 +90,8 @@ pub fn read_header(path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
     };
     let mut header = vec![0u8; len as usize];
     file.read_exact(&mut header).map_err(Error::io(path))?;
-    let Pairs(pairs) = serde_json::from_slice(&header).map_err(|e| bad(format!("the header is not valid JSON: {e}")))?;
+    let Pairs(pairs) =
+        serde_json::from_slice(&header).map_err(|e| bad(format!("the header is not valid JSON: {e}")))?;
 
     let mut tensors = BTreeMap::new();
     for (name, value) in pairs.into_iter().filter(|(n, _)| n != "__metadata__") {
@@ -108,7 +109,9 @@ fn tensor(path: &Path, name: &str, value: serde_json::Value, data: u64) -> Resul
     let raw: RawTensor = serde_json::from_value(value).map_err(|e| bad(format!("is described badly: {e}")))?;
     let width = width(&raw.dtype).ok_or_else(|| bad(format!("has the unknown type {}", raw.dtype)))?;
     let elements = raw.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-    let bytes = elements.and_then(|n| n.checked_mul(width)).ok_or_else(|| bad(format!("has the impossible shape {:?}", raw.shape)))?;
+    let bytes = elements
+        .and_then(|n| n.checked_mul(width))
+        .ok_or_else(|| bad(format!("has the impossible shape {:?}", raw.shape)))?;
     let (begin, end) = raw.data_offsets;
     if begin > end || end > data {
         return Err(bad(format!(

@@ -78,7 +78,10 @@ impl<'a> Weights<'a> {
         Err(Error::tensor(
             self.checkpoint.file_of(first),
             *first,
-            format!("does not belong to a {} model as config.json describes it{more}; check model_type, num_hidden_layers, tie_word_embeddings and the bias fields", self.config.model_type),
+            format!(
+                "does not belong to a {} model as config.json describes it{more}; check model_type, num_hidden_layers, tie_word_embeddings and the bias fields",
+                self.config.model_type
+            ),
         ))
     }
 
@@ -88,7 +91,10 @@ impl<'a> Weights<'a> {
 
     /// The tensor, its shape checked, unevaluated.
     fn take(&self, name: &str, shape: &[usize]) -> Result<Array> {
-        let info = self.checkpoint.info(name).ok_or_else(|| self.bad(name, format!("is missing; config.json calls for shape {shape:?}")))?;
+        let info = self
+            .checkpoint
+            .info(name)
+            .ok_or_else(|| self.bad(name, format!("is missing; config.json calls for shape {shape:?}")))?;
         if info.shape != shape {
             return Err(self.bad(name, format!("has shape {:?}; config.json calls for {shape:?}", info.shape)));
         }
@@ -114,7 +120,9 @@ impl<'a> Weights<'a> {
         mlx::eval([a])?;
         match first_bad(a)? {
             None => Ok(()),
-            Some((at, x)) => Err(self.bad(name, format!("holds {x} at element {at}: the checkpoint is damaged; fetch it again"))),
+            Some((at, x)) => {
+                Err(self.bad(name, format!("holds {x} at element {at}: the checkpoint is damaged; fetch it again")))
+            }
         }
     }
 
@@ -125,7 +133,9 @@ impl<'a> Weights<'a> {
         if scheme.mode != Mode::Affine {
             let s = self.typed(&scales, &[rows, groups], &["U8"])?;
             mlx::eval([&codes, &s])?;
-            let bad = |name: &str, at| self.bad(name, format!("holds a NaN code at byte {at}: the checkpoint is damaged; fetch it again"));
+            let bad = |name: &str, at| {
+                self.bad(name, format!("holds a NaN code at byte {at}: the checkpoint is damaged; fetch it again"))
+            };
             // e8m0 scales have one NaN, e4m3 codes and scales two.
             match (scheme.mode, first_bad_code(&s, scheme.mode == Mode::Nvfp4)?) {
                 (_, Some(at)) => return Err(bad(&scales, at)),
@@ -185,7 +195,12 @@ impl<'a> Weights<'a> {
             ))
         };
         let ([r, words], [sr, groups]) = (w.shape.as_slice(), s.shape.as_slice()) else { return Err(contradiction()) };
-        if *r != rows || *sr != rows || *groups == 0 || !cols.is_multiple_of(*groups) || !(words * 32).is_multiple_of(cols) {
+        if *r != rows
+            || *sr != rows
+            || *groups == 0
+            || !cols.is_multiple_of(*groups)
+            || !(words * 32).is_multiple_of(cols)
+        {
             return Err(contradiction());
         }
         let (group_size, bits) = ((cols / groups) as u32, (words * 32 / cols) as u32);
@@ -197,7 +212,15 @@ impl<'a> Weights<'a> {
             _ => Mode::Affine,
         };
         let scheme = Scheme { group_size, bits, mode };
-        check_scheme(scheme).map_err(|why| self.bad(&weight, format!("has shape {:?} with scales {:?}, for [{rows}, {cols}] that is {scheme}: {why}", w.shape, s.shape)))?;
+        check_scheme(scheme).map_err(|why| {
+            self.bad(
+                &weight,
+                format!(
+                    "has shape {:?} with scales {:?}, for [{rows}, {cols}] that is {scheme}: {why}",
+                    w.shape, s.shape
+                ),
+            )
+        })?;
         Ok(scheme)
     }
 }
