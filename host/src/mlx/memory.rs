@@ -30,15 +30,40 @@ fn kib(text: &str, field: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|k| k * 1024)
 }
 
-/// What a memory limit of this container leaves (cgroup v2, then v1).
+/// What a memory limit of this container leaves (cgroup v2, then v1); cached file pages can be given
+/// back and do not count as used.
 fn cgroup_room() -> Option<u64> {
-    let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let room = |limit: &str, used: &str| Some(read(limit)?.saturating_sub(read(used)?));
-    room("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
-        .or_else(|| room("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+    let dirs = [
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
+    ];
+    dirs.iter().find_map(|(dir, limit, used, cached)| {
+        let read = |name: &str| std::fs::read_to_string(format!("{dir}/{name}")).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let cached = read("memory.stat")
+            .and_then(|s| s.lines().find_map(|l| l.strip_prefix(cached)?.trim().parse::<u64>().ok()));
+        Some(number(limit)?.saturating_sub(number(used)?.saturating_sub(cached.unwrap_or(0))))
+    })
 }
 
 fn macos_total() -> Option<u64> {
     let out = std::process::Command::new("/usr/sbin/sysctl").args(["-n", "hw.memsize"]).output().ok()?;
     String::from_utf8(out.stdout).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn reads_the_units_of_proc() {
+        assert_eq!(kib("MemTotal: 1 kB\nMemAvailable:   24 kB\n", "MemAvailable:"), Some(24 * 1024));
+        assert_eq!(kib("MemTotal: 1 kB\n", "MemAvailable:"), None);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(available().unwrap() > 1 << 20);
+    }
 }

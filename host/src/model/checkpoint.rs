@@ -20,7 +20,8 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Finds the weight files of `dir` and reads their headers: the shards that
-    /// `model.safetensors.index.json` names, or else every `model*.safetensors`.
+    /// `model.safetensors.index.json` names, or else every `model*.safetensors`,
+    /// or else every `*.safetensors`.
     ///
     /// # Errors
     /// When there are none, one is missing or damaged, a tensor lies in two files, or not in the file
@@ -151,21 +152,24 @@ fn read_index(path: &Path, value: &serde_json::Value) -> Result<BTreeMap<String,
     }
 }
 
+/// `model*.safetensors`, or when there is none every `*.safetensors`.
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
-        let name = entry.map_err(Error::io(dir))?.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
-            files.push(dir.join(&*name));
+        let name = entry.map_err(Error::io(dir))?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") && !name.starts_with('.') {
+            names.push(name);
         }
     }
-    files.sort();
-    match files.is_empty() {
+    if names.iter().any(|n| n.starts_with("model")) {
+        names.retain(|n| n.starts_with("model"));
+    }
+    names.sort();
+    match names.is_empty() {
         true => Err(Error::file(
             dir,
-            "no model*.safetensors here; a base is a directory in MLX layout (a GGUF file or another format must be imported first: `plastic-host model import`)",
+            "no *.safetensors here; a base is a directory in MLX layout (a GGUF file or another format must be imported first: `plastic-host model import`)",
         )),
-        false => Ok(files),
+        false => Ok(names.into_iter().map(|n| dir.join(n)).collect()),
     }
 }

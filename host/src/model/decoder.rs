@@ -9,7 +9,7 @@ use super::config::Config;
 use super::error::{Error, Result};
 use super::linear::{Factors, Linear, Weight};
 use super::weights::Weights;
-use crate::mlx::{self, Array, Context, Dtype, kernels};
+use crate::mlx::{self, Array, Dtype, kernels};
 use std::path::Path;
 
 /// How to load a model.

@@ -12,7 +12,7 @@ const PIECE: usize = 1 << 20;
 /// When the array's memory cannot be read.
 pub(crate) fn first_bad(a: &Array) -> Result<Option<(usize, f32)>> {
     Ok(match a.dtype() {
-        Dtype::Float32 => scan(slice::<f32>(a)?, |x| !x.is_finite()).map(|(i, x)| (i, x)),
+        Dtype::Float32 => scan(slice::<f32>(a)?, |x| !x.is_finite()),
         Dtype::Float16 => scan(slice::<f16>(a)?, |x| !x.is_finite()).map(|(i, x)| (i, x.to_f32())),
         Dtype::Bfloat16 => scan(slice::<bf16>(a)?, |x| !x.is_finite()).map(|(i, x)| (i, x.to_f32())),
         _ => None,
