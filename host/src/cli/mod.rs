@@ -2,15 +2,20 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by an evaluator or guardrail.
 
+mod base;
 mod completions;
 mod doctor;
 mod eval;
 mod generate;
+mod interrupt;
+mod locate;
 mod model;
 mod plugin;
 mod replay;
 mod resume;
 mod run;
+mod session;
+mod show;
 mod ui;
 mod undo;
 

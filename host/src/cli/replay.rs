@@ -72,7 +72,7 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
 /// One row an event.
 fn overview(events: &[Event], parameters: u64) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(vec!["", "step", "what", "awake", "predicted", "measured", "seconds", "reason"]);
     let current = events.current().map_or(0, |s| s.step);
     let percent = |p: u64| format!("{:.1} %", 100.0 * p as f64 / parameters.max(1) as f64);
@@ -121,7 +121,7 @@ fn changes(step: &StepRecord, slices: &[Slice]) {
     let kept = if step.fate == Fate::Committed { "" } else { " (not kept)" };
     anstream::println!("step {}: {}{kept}: {}", step.step, step.fate.name(), step.reason);
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(vec!["slice", "rank before", "rank after", "of", "reason"]);
     for (i, s) in slices.iter().enumerate() {
         let (Some(before), Some(after)) = (step.ranks_before.get(i), step.ranks_after.get(i)) else { continue };

@@ -92,7 +92,7 @@ impl Screen {
     /// One row a kind of slice: ranks, parameters and bytes before the run and in `step`.
     fn table(&self, step: &StepRecord) -> Table {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_BORDERS_ONLY);
+        table.load_style(presets::UTF8_BORDERS_ONLY);
         let was = "rank before";
         table.set_header(vec!["slices", "number", was, "rank now", "dense", "parameters awake", "share", "memory"]);
         for column in table.column_iter_mut().skip(1) {

@@ -1,1 +1,5 @@
 //! Data sets and perplexity.
+
+pub mod data;
+pub mod perplexity;
+mod rows;

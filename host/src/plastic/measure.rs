@@ -5,7 +5,7 @@
 
 use super::elastic::{Elastic, Snapshot};
 use crate::mlx;
-use crate::model::{Generation, Sampling, Tokenizer, generate};
+use crate::model::{GenerateOptions, Tokenizer, generate};
 use crate::plugin::Measure;
 use crate::plugin::contract::Metric;
 use std::time::Instant;
@@ -191,14 +191,14 @@ impl Measure for HostMeasure<'_> {
     fn generate(&mut self, subject: &str, prompt: &str, max_tokens: u32) -> Result<String, String> {
         let ids = self.tokenize(prompt)?;
         self.with(Subject::parse(subject)?, |m| {
-            let how = Generation { max_tokens: max_tokens as usize, sampling: Sampling::greedy(), ..Generation::default() };
+            let how = GenerateOptions { max_tokens: max_tokens as usize, ..GenerateOptions::default() };
             let text = generate(m.elastic.model(), m.tokenizer, &ids, &how, &mut |_| true);
             text.map(|g| g.text).map_err(|e| e.to_string())
         })
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<u32>, String> {
-        self.tokenizer.encode(text).map_err(|e| e.to_string())
+        self.tokenizer.encode(text, true).map_err(|e| e.to_string())
     }
 
     fn detokenize(&self, tokens: &[u32]) -> Result<String, String> {

@@ -18,4 +18,6 @@ pub mod journal;
 pub mod moments;
 pub mod plan;
 pub mod rundir;
+pub mod step;
+pub mod measure;
 pub mod state;

@@ -1,0 +1,293 @@
+//! From a data file to windows of tokens.
+//!
+//! A window is a run of tokens that is scored on its own, its first token as context. Windows do not cross
+//! documents unless packed. What is left out (short tails, rows without text) is counted and told.
+
+use super::rows::{self, Row};
+pub use super::rows::{Error, Result};
+use crate::model::{Tokenizer, chat};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Which tokens count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// All tokens
+    #[default]
+    Full,
+    /// Only completions and the assistant's turns; all tokens of plain text
+    Answer,
+}
+
+/// How documents are cut into windows.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Cutting {
+    /// Tokens of a window.
+    pub window: usize,
+    /// Which tokens count.
+    pub loss: Loss,
+    /// Join all documents into one before cutting.
+    pub pack: bool,
+    /// Keep the end of a document that does not fill a window.
+    pub keep_tail: bool,
+}
+
+impl Default for Cutting {
+    fn default() -> Self {
+        Cutting { window: 512, loss: Loss::Full, pack: false, keep_tail: false }
+    }
+}
+
+/// A data file.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 of the file, lower-case hex.
+    pub sha256: String,
+    /// Rows without any field that holds text.
+    pub unusable: usize,
+    rows: Vec<(usize, Row)>,
+}
+
+/// Tokens that are scored on their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    /// At least two token ids.
+    pub tokens: Vec<u32>,
+    /// Which of tokens 1.. count; `None`: all.
+    pub mask: Option<Vec<bool>>,
+}
+
+impl Window {
+    /// Number of tokens that count.
+    pub fn scored(&self) -> usize {
+        self.mask.as_ref().map_or(self.tokens.len() - 1, |m| m.iter().filter(|x| **x).count())
+    }
+}
+
+/// The windows of a data set, and what was left out.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// At least one window.
+    pub windows: Vec<Window>,
+    /// Tokens in the file.
+    pub tokens: usize,
+    /// Tokens in ends of documents that do not fill a window.
+    pub tail_tokens: usize,
+}
+
+/// Reads a data file; see [`rows::read`].
+///
+/// # Errors
+/// When it is missing, damaged or empty, with the line where there is one.
+pub fn load(path: &Path) -> Result<Dataset> {
+    let read = rows::read(path)?;
+    if let Some((line, has)) = &read.first_unusable {
+        tracing::warn!(
+            "{}: {} rows without text are left out (line {line} has {has}; expected `text`, `prompt` and `completion`, or `messages`)",
+            path.display(),
+            read.unusable
+        );
+    }
+    Ok(Dataset { path: path.to_owned(), sha256: read.sha256, unusable: read.unusable, rows: read.rows })
+}
+
+/// `n` of `items`, evenly spread and in order; all of them for 0 or more than there are.
+pub fn spread<T: Clone>(items: &[T], n: usize) -> Vec<T> {
+    match n {
+        0 => items.to_vec(),
+        n if n >= items.len() => items.to_vec(),
+        n => (0..n).filter_map(|i| items.get(i * items.len() / n).cloned()).collect(),
+    }
+}
+
+/// SHA-256 over the tokens and masks of windows: what identifies an evaluation.
+pub fn fingerprint(windows: &[Window]) -> String {
+    let mut sha = Sha256::new();
+    for w in windows {
+        sha.update((w.tokens.len() as u64).to_le_bytes());
+        w.tokens.iter().for_each(|t| sha.update(t.to_le_bytes()));
+        if let Some(mask) = &w.mask {
+            sha.update(mask.iter().map(|m| u8::from(*m)).collect::<Vec<_>>());
+        }
+    }
+    crate::model::hash::hex(&sha.finalize())
+}
+
+impl Dataset {
+    /// Number of documents.
+    pub fn documents(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Full windows of `window` tokens, documents apart, every token counting.
+    ///
+    /// # Errors
+    /// As [`Dataset::cut`].
+    pub fn windows(&self, tokenizer: &Tokenizer, window: usize) -> Result<Vec<Vec<u32>>> {
+        let cut = self.cut(tokenizer, &Cutting { window, ..Cutting::default() })?;
+        let full: Vec<Vec<u32>> = cut.windows.into_iter().map(|w| w.tokens).filter(|t| t.len() == window).collect();
+        match full.is_empty() {
+            true => Err(self.too_short(window, cut.tokens)),
+            false => Ok(full),
+        }
+    }
+
+    /// Cuts the documents into windows.
+    ///
+    /// Ends of texts that do not fill a window are left out unless `keep_tail`; conversations and answers that
+    /// are shorter than a window are always kept, each as a window of its own.
+    ///
+    /// # Errors
+    /// When no document fills a window (with the counts), nothing in it counts, or the chat template
+    /// refuses a conversation (with its line).
+    pub fn cut(&self, tokenizer: &Tokenizer, how: &Cutting) -> Result<Cut> {
+        if how.window < 2 {
+            return Err(self.wrong(format!("windows of {} tokens: at least 2 are needed", how.window)));
+        }
+        let mut documents = Vec::with_capacity(self.rows.len());
+        for (line, row) in &self.rows {
+            documents.push(Document::of(row, tokenizer, how.loss).map_err(|reason| self.wrong_line(*line, reason))?);
+        }
+        if how.pack {
+            documents = vec![Document::join(documents, tokenizer)];
+        }
+        let mut out = Cut { windows: Vec::new(), tokens: 0, tail_tokens: 0 };
+        for d in &documents {
+            out.tokens += d.tokens.len();
+            for (i, tokens) in d.tokens.chunks(how.window).enumerate() {
+                let whole = d.unit && i == 0;
+                if tokens.len() < how.window && !(how.keep_tail || whole) || tokens.len() < 2 {
+                    out.tail_tokens += tokens.len();
+                    continue;
+                }
+                let from = i * how.window + 1;
+                let mask = d.mask.as_ref().and_then(|m| m.get(from..from + tokens.len() - 1)).map(<[bool]>::to_vec);
+                let window = Window { tokens: tokens.to_vec(), mask };
+                if window.scored() > 0 {
+                    out.windows.push(window);
+                }
+            }
+        }
+        match out.windows.is_empty() {
+            true if out.tail_tokens == out.tokens => Err(self.too_short(how.window, out.tokens)),
+            true => Err(self.wrong("no token in it counts: no answer lies within a window; use --loss full or a longer --window".into())),
+            false => Ok(out),
+        }
+    }
+
+    fn too_short(&self, window: usize, tokens: usize) -> Error {
+        let n = self.rows.len();
+        let advice = match tokens >= window {
+            true => "join them with --pack, or use a shorter --window",
+            false => "use a shorter --window, or --keep-tail",
+        };
+        self.wrong(format!(
+            "none of its {n} document{} has {window} tokens ({tokens} in all), so there is no full window: {advice}",
+            if n == 1 { "" } else { "s" }
+        ))
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::File { path: self.path.clone(), reason }
+    }
+
+    fn wrong_line(&self, line: usize, reason: String) -> Error {
+        Error::Line { path: self.path.clone(), line, reason }
+    }
+}
+
+/// A tokenised row.
+struct Document {
+    tokens: Vec<u32>,
+    /// Which tokens count; `None`: all.
+    mask: Option<Vec<bool>>,
+    /// A conversation, kept whole even when short.
+    unit: bool,
+}
+
+impl Document {
+    fn of(row: &Row, tokenizer: &Tokenizer, loss: Loss) -> std::result::Result<Document, String> {
+        match row {
+            Row::Text(text) => {
+                let tokens = tokenizer.encode(text, true).map_err(|e| e.to_string())?;
+                Ok(Document { tokens, mask: None, unit: false })
+            }
+            Row::Messages(messages) => Document::conversation(messages, tokenizer, loss),
+            Row::Answer { prompt, completion } if tokenizer.chat().is_some() => {
+                let messages = [chat::message("user", prompt), chat::message("assistant", completion)];
+                Document::conversation(&messages, tokenizer, loss)
+            }
+            Row::Answer { prompt, completion } => {
+                let text = format!("{prompt}{completion}");
+                Document::marked(&text, &[(prompt.len(), text.len())], tokenizer, loss, true)
+            }
+        }
+    }
+
+    /// A conversation as its template writes it; the assistant's turns are the answers.
+    fn conversation(messages: &[Value], tokenizer: &Tokenizer, loss: Loss) -> std::result::Result<Document, String> {
+        let chat = tokenizer.chat().ok_or("`messages` need a chat template, which this model does not have")?;
+        let render = |n: usize, prompt: bool| chat.render(messages.get(..n).unwrap_or_default(), prompt).map_err(|e| e.to_string());
+        let text = render(messages.len(), false)?;
+        let mut answers = Vec::new();
+        if loss == Loss::Answer {
+            let assistant = |m: &Value| m.get("role").and_then(Value::as_str) == Some("assistant");
+            for (i, _) in messages.iter().enumerate().filter(|(_, m)| assistant(m)) {
+                let (before, after) = (render(i, true)?, render(i + 1, false)?);
+                // Some templates rewrite earlier turns; then the place of this one is not known.
+                if !text.starts_with(&before) || !text.starts_with(&after) || after.len() < before.len() {
+                    if i + 1 == messages.len() {
+                        return Err("the chat template does not tell where the last answer begins; use --loss full".into());
+                    }
+                    continue;
+                }
+                answers.push((before.len(), after.len()));
+            }
+            if answers.is_empty() {
+                return Err("no assistant turn to score; use --loss full".into());
+            }
+        }
+        Document::marked(&text, &answers, tokenizer, loss, false)
+    }
+
+    /// `text` with the parts of it (in bytes) that count under [`Loss::Answer`].
+    fn marked(
+        text: &str,
+        answers: &[(usize, usize)],
+        tokenizer: &Tokenizer,
+        loss: Loss,
+        special: bool,
+    ) -> std::result::Result<Document, String> {
+        if loss == Loss::Full {
+            let tokens = tokenizer.encode(text, special).map_err(|e| e.to_string())?;
+            return Ok(Document { tokens, mask: None, unit: true });
+        }
+        let (tokens, spans) = tokenizer.encode_with_offsets(text, special).map_err(|e| e.to_string())?;
+        // A token that begins in the prompt belongs to it.
+        let counts = |(from, to): &(usize, usize)| to > from && answers.iter().any(|(a, b)| from >= a && from < b);
+        let mask = spans.iter().map(counts).collect();
+        Ok(Document { tokens, mask: Some(mask), unit: true })
+    }
+
+    /// All documents in a row, with the end-of-text token between them where there is one.
+    fn join(documents: Vec<Document>, tokenizer: &Tokenizer) -> Document {
+        let between = tokenizer.eos().first().copied();
+        let masked = documents.iter().any(|d| d.mask.is_some());
+        let mut all = Document { tokens: Vec::new(), mask: masked.then(Vec::new), unit: false };
+        for d in documents {
+            if let Some(id) = between.filter(|id| all.tokens.last().is_some_and(|last| last != id)) {
+                all.tokens.push(id);
+                all.mask.iter_mut().for_each(|m| m.push(false));
+            }
+            if let Some(mask) = &mut all.mask {
+                mask.extend(d.mask.unwrap_or_else(|| vec![true; d.tokens.len()]));
+            }
+            all.tokens.extend(d.tokens);
+        }
+        all
+    }
+}
