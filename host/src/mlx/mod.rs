@@ -5,6 +5,7 @@
 //! gathers nor allocations.
 
 pub mod composed;
+pub mod device;
 #[cfg(target_os = "linux")]
 mod ffi;
 #[cfg(test)]
@@ -19,7 +20,7 @@ pub use mlx_rs::{Array, Dtype};
 
 /// An MLX operation failed; `what` names the operation in the caller's words.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
+#[error("{what}: {}", source.what())]
 pub struct MlxError {
     /// What was being done.
     pub what: String,
