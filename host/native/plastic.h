@@ -1,7 +1,10 @@
 // What the custom MLX primitives share: threads, scratch memory, input checks, the C surface's errors.
 #pragma once
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <mutex>
 #include <new>

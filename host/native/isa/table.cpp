@@ -3,6 +3,7 @@
 
 namespace pk {
 namespace PK_ISA {
+#include "attention.inl"
 #include "columns.inl"
 #include "elementwise.inl"
 #include "gemm.inl"
@@ -10,6 +11,7 @@ namespace PK_ISA {
 #define PK_STR2(x) #x
 #define PK_STR(x) PK_STR2(x)
 extern const Simd table;
-const Simd table = {PK_STR(PK_ISA), MR, NR, gemm, pack, swiglu, swiglu_grad, column_lse, column_softmax};
+const Simd table = {PK_STR(PK_ISA), MR, NR, gemm, pack, swiglu, swiglu_grad, column_lse, column_softmax,
+                    softmax_block, scale_rows, softmax_grad_columns, softmax_grad_rows, dot, attend};
 } // namespace PK_ISA
 } // namespace pk

@@ -39,6 +39,18 @@ struct Simd {
   void (*column_lse)(const float* t, ptrdiff_t ld, int n, int w, float* max, int32_t* top, double* sum);
   // t = exp(t - lse[column]) * ct[column]
   void (*column_softmax)(float* t, ptrdiff_t ld, int n, int w, const float* lse, const float* ct);
+
+  // ---- attention.inl (described there)
+  void (*softmax_block)(float* t, ptrdiff_t ld, int n, int w, const int32_t* visible, float* max, float* sum,
+                        float* shrink);
+  void (*scale_rows)(float* x, ptrdiff_t ld, int rows, int n, const float* by);
+  void (*softmax_grad_columns)(float* s, float* dp, ptrdiff_t ld, int n, int w, const int32_t* visible,
+                               const float* lse, const float* delta);
+  void (*softmax_grad_rows)(float* s, float* dp, ptrdiff_t ld, int n, int w, const int32_t* visible, const float* lse,
+                            const float* delta);
+  float (*dot)(const float* a, const float* b, int n);
+  void (*attend)(const float* q, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n, int d, float* s,
+                 float* max, float* total, float* o);
 };
 
 // The best table this machine can run, or the one PLASTIC_ISA (scalar, avx2, avx512) or force_isa() names.

@@ -21,6 +21,17 @@ unsafe extern "C" {
         err: *mut c_char,
         len: usize,
     ) -> c_int;
+    pub(super) fn pk_attention(
+        res: *mut mlx_array,
+        q: mlx_array,
+        k: mlx_array,
+        v: mlx_array,
+        scale: f32,
+        causal: bool,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
     pub(super) fn pk_token_nll(
         res: *mut mlx_array,
         hidden: mlx_array,

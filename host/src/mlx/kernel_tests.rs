@@ -196,3 +196,69 @@ fn fisher_draws_do_not_depend_on_threads_or_blocks() {
     let (some, some_grad) = draw(&hidden.try_index(..77).unwrap());
     assert!(some == labels[..77] && some_grad == grad[..77 * 40]);
 }
+
+/// (B, H, Hkv, Lq, Lk, D, causal)
+const ATTENTION: &[(i32, i32, i32, i32, i32, i32, bool)] = &[
+    (1, 1, 1, 1, 1, 3, true),
+    (2, 9, 3, 1, 700, 64, true),
+    (1, 4, 4, 3, 40, 80, true),
+    (1, 2, 1, 8, 1100, 64, false),
+    (2, 4, 2, 9, 9, 64, true),
+    (1, 3, 3, 97, 97, 80, true),
+    (2, 9, 3, 130, 130, 64, true),
+    (1, 2, 1, 50, 301, 128, true),
+    (1, 2, 2, 33, 17, 20, false),
+    (1, 1, 1, 200, 210, 7, true),
+];
+
+#[test]
+fn attention_matches_mlx_and_its_gradients() {
+    for &(b, h, hkv, lq, lk, d, causal) in ATTENTION {
+        let inputs =
+            [random(&[b, h, lq, d], 1.0, 1), random(&[b, hkv, lk, d], 1.0, 2), random(&[b, hkv, lk, d], 1.0, 3)];
+        let scale = 1.5 / (d as f32).sqrt();
+        everywhere(|set| {
+            let what = format!("attention {b} {h}/{hkv} {lq}x{lk} {d} causal {causal} {set}");
+            same_with_gradients(
+                &what,
+                &inputs,
+                &|x| kernels::attention(&x[0], &x[1], &x[2], scale, causal),
+                &|x| composed::attention(&x[0], &x[1], &x[2], scale, causal),
+                1e-5,
+            );
+        });
+    }
+}
+
+#[test]
+fn attention_reads_transposed_views_and_survives_large_scores() {
+    let (b, h, hkv, l, d) = (2, 6, 2, 120, 64);
+    let view = |heads: i32, seed| random(&[b, l, heads, d], 4.0, seed).transpose_axes(&[0, 2, 1, 3]).unwrap();
+    let inputs = [view(h, 1), view(hkv, 2), view(hkv, 3)];
+    same_with_gradients(
+        "attention of views",
+        &inputs,
+        &|x| kernels::attention(&x[0], &x[1], &x[2], 1.0, true)?.transpose_axes(&[0, 2, 1, 3]).map_err(Into::into),
+        &|x| composed::attention(&x[0], &x[1], &x[2], 1.0, true)?.transpose_axes(&[0, 2, 1, 3]).map_err(Into::into),
+        3e-5,
+    );
+    // last axis strided
+    let odd = |heads, seed| random(&[b, heads, d, l], 1.0, seed).transpose_axes(&[0, 1, 3, 2]).unwrap();
+    let inputs = [odd(h, 1), odd(hkv, 2), odd(hkv, 3)];
+    same_with_gradients(
+        "attention of strided heads",
+        &inputs,
+        &|x| kernels::attention(&x[0], &x[1], &x[2], 0.1, false),
+        &|x| composed::attention(&x[0], &x[1], &x[2], 0.1, false),
+        1e-5,
+    );
+}
+
+#[test]
+fn attention_refuses_what_does_not_fit() {
+    let k = random(&[1, 2, 5, 8], 1.0, 1);
+    for q in [&[1, 3, 5, 8][..], &[1, 2, 5, 7], &[2, 2, 5, 8], &[2, 5, 8], &[1, 2, 6, 8]] {
+        let e = kernels::attention(&random(q, 1.0, 2), &k, &k, 1.0, true).unwrap_err().to_string();
+        assert!(e.contains(&format!("{q:?}")) && e.contains("[1, 2, 5, 8]"), "{e}");
+    }
+}

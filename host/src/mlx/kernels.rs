@@ -81,9 +81,21 @@ pub fn swiglu(gate: &Array, up: &Array) -> Result<Array> {
 /// Attention of `q` [B, H, Lq, D] over `k`, `v` [B, Hkv, Lk, D], Hkv dividing H; causal attention is
 /// aligned to the end of the keys. Result [B, H, Lq, D]; differentiable in all three.
 ///
+/// Strided views are read as they are (a transposed [B, L, H, D], a slice of a key cache), and on the CPU
+/// the result's memory is ordered [B, Lq, H, D], so that transposing it back costs nothing.
+///
 /// # Errors
-/// When the shapes disagree.
+/// When the shapes disagree, and for causal attention with more queries than keys.
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, causal: bool) -> Result<Array> {
+    #[cfg(target_os = "linux")]
+    if native() {
+        return ffi::build(|[y], s, (err, len)| {
+            // SAFETY: live handles and pointers of this call.
+            unsafe { ffi::pk_attention(y, q.as_ptr(), k.as_ptr(), v.as_ptr(), scale, causal, s, err, len) }
+        })
+        .map(|[y]| y)
+        .context("attention");
+    }
     composed::attention(q, k, v, scale, causal)
 }
 
