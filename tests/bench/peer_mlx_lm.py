@@ -1,11 +1,11 @@
 """Runs inside the peer's environment: mlx-lm does the measured work and prints one JSON object.
 
-    peer_mlx_lm.py score MODEL IDS.json BATCH ROUNDS    mlx-lm's own perplexity loop, rounds timed one by one
+    peer_mlx_lm.py score MODEL IDS.json WARM ROUNDS     mlx-lm's own perplexity loop, all windows one batch, rounds timed
     peer_mlx_lm.py start MODEL TEXT.jsonl               what a user waits for: imports, loading, one batch
     peer_mlx_lm.py gemm                                 GFLOPS of a float32 product, to see which BLAS is at work
 
-Scoring is `mlx_lm.perplexity.eval_ppl`, unchanged, on `mlx_lm.load`ed models. All rounds score the same
-windows; the first warms up and is reported apart.
+Scoring is `mlx_lm.perplexity.eval_ppl`, unchanged, on `mlx_lm.load`ed models. Before the timed rounds it
+scores the first WARM tokens of every window once, off the clock.
 """
 
 import time
@@ -20,18 +20,18 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 
-def timed_perplexity(model, windows, batch):
-    """(seconds, mean loss in nats) of mlx-lm's evaluation of `windows`."""
+def timed_perplexity(model, windows):
+    """(seconds, mean loss in nats) of mlx-lm's evaluation of `windows` as one batch."""
     from mlx_lm.perplexity import eval_ppl
 
     begun = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        perplexity, _ = eval_ppl(model, windows, batch_size=batch)
+        perplexity, _ = eval_ppl(model, windows, batch_size=windows.shape[0])
     return time.perf_counter() - begun, math.log(perplexity)
 
 
-def score(model_dir, ids_file, batch, rounds):
-    """Losses and seconds of `rounds` evaluations after a first one."""
+def score(model_dir, ids_file, warm, rounds):
+    """Loss of the windows and the seconds of each of `rounds` evaluations."""
     import mlx.core as mx
     from mlx_lm import load
 
@@ -39,20 +39,20 @@ def score(model_dir, ids_file, batch, rounds):
     begun = time.perf_counter()
     model, _ = load(model_dir)
     loaded = time.perf_counter() - begun
-    warm_up, loss = timed_perplexity(model, windows, batch)
-    seconds = [timed_perplexity(model, windows, batch)[0] for _ in range(rounds)]
+    warm_up, _ = timed_perplexity(model, windows[:, :warm])
+    timed = [timed_perplexity(model, windows) for _ in range(rounds)]
     return {
         "tokens": windows.shape[0] * (windows.shape[1] - 1),
-        "loss": loss,
+        "loss": timed[0][1],
         "load_seconds": loaded,
         "warm_up_seconds": warm_up,
-        "seconds": seconds,
+        "seconds": [seconds for seconds, _ in timed],
         "mlx_peak_bytes": mx.get_peak_memory(),
     }
 
 
 def start(model_dir, text_file):
-    """Seconds of imports, loading and the first batch, of a text that is tokenised here."""
+    """Seconds of imports, loading and the first batch, of texts that are tokenised here."""
     import mlx.core as mx
     from mlx_lm import load
     from mlx_lm.perplexity import eval_ppl  # noqa: F401 (its import belongs to the imports)
@@ -62,7 +62,7 @@ def start(model_dir, text_file):
     loaded = time.perf_counter()
     texts = [json.loads(line)["text"] for line in Path(text_file).read_text().splitlines()]
     windows = mx.array([tokenizer.encode(text, add_special_tokens=False) for text in texts])
-    _, loss = timed_perplexity(model, windows, len(texts))
+    _, loss = timed_perplexity(model, windows)
     return {
         "tokens": windows.shape[0] * (windows.shape[1] - 1),
         "loss": loss,
@@ -89,8 +89,8 @@ def gemm():
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["score", model, ids, batch, rounds]:
-            answer = score(model, ids, int(batch), int(rounds))
+        case ["score", model, ids, warm, rounds]:
+            answer = score(model, ids, int(warm), int(rounds))
         case ["start", model, text]:
             answer = start(model, text)
         case ["gemm"]:

@@ -47,7 +47,7 @@ def models(base, out):
 
 
 def windows(base, data, out, length, count):
-    """Writes `count` windows of `length` tokens of `data` as text (.jsonl, one a line) and as ids (.json).
+    """Writes `count` windows of `length` tokens of `data`: OUT.json as ids, OUT.jsonl as text, OUT-twice.jsonl.
 
     Only windows whose text encodes to the very same ids are taken, so that a program that reads the text
     scores the same tokens as one that reads the ids.
@@ -71,8 +71,10 @@ def windows(base, data, out, length, count):
     if len(taken) < count:
         sys.exit(f"{data}: only {len(taken)} windows of {length} tokens where {count} are needed; give more text")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps([ids for ids, _ in taken]))
-    out.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for _, text in taken))
+    Path(f"{out}.json").write_text(json.dumps([ids for ids, _ in taken]))
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for _, text in taken)
+    Path(f"{out}.jsonl").write_text(lines)
+    Path(f"{out}-twice.jsonl").write_text(lines * 2)
 
 
 if __name__ == "__main__":
