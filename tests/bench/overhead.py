@@ -36,6 +36,7 @@ def measure(runs):
         "Overhead of a step outside SVD, scoring and disk",
         ["run, step", "fate", "step, s", "decomposing, s", "scoring, s", "disk, s", "plugin calls, ms", "overhead, ms", "share of the step"],
     )
+    # A step that changes nothing consists of overhead alone: its share says nothing, its milliseconds do.
     shares, idle = [], []
     for name, run in runs.items():
         for step in run.steps:
@@ -46,8 +47,10 @@ def measure(runs):
                 + [f"{p[k]:.2f}" for k in ("total", "decomposing", "scoring", "disk")]
                 + [f"{p['plugins'] * 1e3:.1f}", f"{p['overhead'] * 1e3:.1f}", f"{share:.2%}"]
             )
-            # A step that changes nothing consists of nothing else: its share says nothing, its milliseconds do.
-            (idle if step["fate"] in ("held", "refused") else shares).append(share if step["fate"] not in ("held", "refused") else p["overhead"])
+            if step["fate"] in ("held", "refused"):
+                idle.append(p["overhead"])
+            else:
+                shares.append(share)
         section.raw[name] = {"steps": [parts(s) for s in run.steps], "process": {"wall": run.ran.wall, "company": run.ran.company}}
     if idle:
         section.notes.append(f"A step whose plan changes nothing costs {pairs.summary(idle)['median'] * 1e3:.1f} ms in all.")
