@@ -87,6 +87,9 @@ def main():
     print(f"Load average a CPU: {load:.2f}", file=sys.stderr)
     if load > BUSY:
         print(f"warning: this machine is busy (load {load:.2f} a CPU); wait until it is calm, or do not trust the numbers", file=sys.stderr)
+    if process.inherited():
+        ignored = " ".join(f"{name}={value}" for name, value in process.inherited().items())
+        print(f"Left out of the measured processes' environment: {ignored}", file=sys.stderr)
     try:
         setting = settings.prepare(ROOT, args.host.resolve(), args.base, args.data.resolve(), args.threads, args.quick)
         about = machine.describe(ROOT, setting.cores, args.threads)

@@ -31,10 +31,19 @@ class Ran:
     """Share (0 to 1) of the pinned cores that others used meanwhile."""
 
 
+TUNING = ("OPENBLAS_", "GOTO_", "OMP_", "MKL_", "MLX_", "LD_PRELOAD")
+"""Beginnings of variables that change how fast the same program computes."""
+
+
+def inherited():
+    """The tuning variables that this process was started with; measured processes do not see them."""
+    return {name: value for name, value in os.environ.items() if name.startswith(TUNING)}
+
+
 def run(command, cores, env=None, limit=3600.0):
     """Runs `command` (a list) on `cores` (a list of CPU numbers, empty: not pinned) and answers a `Ran`.
 
-    `env` is added to the environment. Raises `Failed` on a non-zero exit code or after `limit` seconds.
+    It sees the environment without the tuning variables, and `env` on top. Raises `Failed` on a non-zero exit code or after `limit` seconds.
     """
     pin = hasattr(os, "sched_setaffinity") and cores
     busy_before = busy_seconds(cores)
@@ -45,7 +54,7 @@ def run(command, cores, env=None, limit=3600.0):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(env or {})},
+        env={**{n: v for n, v in os.environ.items() if not n.startswith(TUNING)}, **(env or {})},
         preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if pin else None,
     )
     alarm = threading.Timer(limit, child.kill)
