@@ -35,10 +35,10 @@ test: plugins model
 	@$(SETUP) test
 
 bench: plugins model
-	python3 tests/bench/bench.py
+	python3 -B tests/bench/bench.py
 
 bench-quick: plugins model
-	python3 tests/bench/bench.py --quick
+	python3 -B tests/bench/bench.py --quick
 
 # --- set-up -----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -B
 """Compares plastic-host with mlx-lm side by side, on the same model, windows, threads and precision.
 
 `make bench` runs everything and renews the tables in docs/benchmarks.md; `make bench-quick` runs a shorter
@@ -10,8 +10,8 @@ Exit code: 0 when all bars are met, 1 when one is missed or a measurement failed
 """
 
 import argparse
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import elastic
@@ -27,23 +27,49 @@ import starting
 import venv
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPARISONS = ["scoring", "starting", "overhead", "elastic"]
 BUSY = 0.5
 """Load average a CPU above which other work disturbs the numbers."""
-BUDGETS = {"budget 0.9": ["--budget", "0.9"], "budget 0.6": ["--budget", "0.6", "--steps", "1", "--max-loss-increase", "5"]}
-"""The second state is judged leniently: it is there to show what rank costs, not that it is worth it."""
+WAIT = 300.0
+"""Seconds to wait at most for a machine that was just busy, say building the program."""
+BUDGETS = {
+    "budget 0.9": ["--budget", "0.9"],
+    "budget 0.6": ["--budget", "0.6", "--steps", "1", "--max-loss-increase", "5"],
+}
+"""Runs of the loop. The second is judged leniently: it shows what rank costs, not that it is worth it."""
 
 
 def options():
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pairs, less work for the stock wheel, one elastic state; docs stay as they are")
-    parser.add_argument("--only", nargs="+", choices=["scoring", "starting", "overhead", "elastic"], help="only these comparisons; docs stay as they are")
-    parser.add_argument("--threads", type=int, default=2, help="cores and BLAS threads of both sides (default 2)")
-    parser.add_argument("--base", default="smollm2-135m", help="model, as plastic-host names it")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "eval.jsonl", help="text to score")
-    parser.add_argument("--host", type=Path, default=ROOT / "target" / "release" / "plastic-host", help="the program")
-    parser.add_argument("--provisional", metavar="WHY", default="", help="mark the page as provisional and say why")
-    return parser.parse_args()
+    parser = argparse.ArgumentParser(
+        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer pairs, less for the stock wheel, one state; docs stay as they are")
+    add("--only", nargs="+", choices=COMPARISONS, help="only these comparisons; docs stay as they are")
+    add("--threads", type=int, default=2, help="cores and BLAS threads of both sides (default 2)")
+    add("--base", default="smollm2-135m", help="model, as plastic-host names it")
+    add("--data", type=Path, default=ROOT / "data" / "eval.jsonl", help="text to score")
+    add("--host", type=Path, default=ROOT / "target" / "release" / "plastic-host", help="the program")
+    add("--provisional", metavar="WHY", default="", help="mark the tables as provisional and say why")
+    args = parser.parse_args()
+    if args.threads < 1:
+        parser.error("--threads must be at least 1")
+    return args
+
+
+def wait_for_quiet(longest):
+    """Waits at most `longest` seconds for other work to end; answers the load average a CPU."""
+    begun = time.monotonic()
+    load = machine.load_per_core()
+    while load > BUSY and time.monotonic() - begun < longest:
+        print(f"\rLoad average a CPU: {load:.2f}, waiting for {BUSY}  ", end="", file=sys.stderr, flush=True)
+        time.sleep(5)
+        load = machine.load_per_core()
+    print(f"\rLoad average a CPU: {load:.2f}{' ' * 20}", file=sys.stderr)
+    if load > BUSY:
+        print("warning: this machine is busy; do not trust the numbers", file=sys.stderr)
+    return load
 
 
 def measure(setting, wanted):
@@ -82,11 +108,7 @@ def main():
     """Measures, writes, and answers the exit code."""
     args = options()
     whole = not args.quick and not args.only
-    wanted = args.only or ["scoring", "starting", "overhead", "elastic"]
-    load = machine.load_per_core()
-    print(f"Load average a CPU: {load:.2f}", file=sys.stderr)
-    if load > BUSY:
-        print(f"warning: this machine is busy (load {load:.2f} a CPU); wait until it is calm, or do not trust the numbers", file=sys.stderr)
+    load = wait_for_quiet(WAIT if whole else 0.0)
     if process.inherited():
         ignored = " ".join(f"{name}={value}" for name, value in process.inherited().items())
         print(f"Left out of the measured processes' environment: {ignored}", file=sys.stderr)
@@ -94,10 +116,11 @@ def main():
         setting = settings.prepare(ROOT, args.host.resolve(), args.base, args.data.resolve(), args.threads, args.quick)
         about = machine.describe(ROOT, setting.cores, args.threads)
         about["load_per_core_before"] = round(load, 2)
-        about["plastic_host"] = subprocess.run([args.host, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
-        about["provisional"] = args.provisional or (f"the machine was busy before it began (load {load:.2f} a CPU)" if load > BUSY else "")
+        about["plastic_host"] = process.run([setting.program, "--version"], []).stdout.split()[-1]
+        busy = f"the machine was busy before it began (load {load:.2f} a CPU)" if load > BUSY else ""
+        about["provisional"] = args.provisional or busy
         blas = settings.check_blas(setting)
-        sections = measure(setting, wanted)
+        sections = measure(setting, args.only or COMPARISONS)
     except (settings.Unusable, venv.Unavailable, process.Failed) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

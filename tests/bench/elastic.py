@@ -12,7 +12,16 @@ def measure(setting, runs):
     """Answers the section for `runs.Run`s by name, each with a committed state."""
     section = Section(
         "The elastic model against its base (8 x 512 tokens)",
-        ["state", "parameters awake", "perplexity, base / state", "base, tokens/s", "state, tokens/s", "speed-up within a pair", "process memory, state : base", "factored weights"],
+        [
+            "state",
+            "parameters awake",
+            "perplexity, base / state",
+            "base, tokens/s",
+            "state, tokens/s",
+            "speed-up within a pair",
+            "process memory, base / state",
+            "slices' weights",
+        ],
     )
     windows = setting.windows(LENGTH, WINDOWS)
     for name, run in runs.items():
@@ -32,8 +41,9 @@ def row(section, name, run, step, measured):
     speed = pairs.compare(measured, lambda half: half["tokens_per_second"])
     faster = pairs.summary(b["tokens_per_second"] / a["tokens_per_second"] for a, b in measured)
     smaller = pairs.summary(b["peak_bytes"] / a["peak_bytes"] for a, b in measured)
-    (a, b) = measured[0]
-    share = step["after"]["parameters"] / run.header["parameters"]
+    a, b = measured[0]
+    before, after = run.steps[0]["before"], step["after"]
+    share = after["parameters"] / run.header["parameters"]
     section.rows.append(
         [
             name,
@@ -42,8 +52,14 @@ def row(section, name, run, step, measured):
             spread(speed["first"], "{:.0f}".format),
             spread(speed["second"], "{:.0f}".format),
             spread(faster, times),
-            f"{mib(b['peak_bytes'])} : {mib(a['peak_bytes'])}, {times(smaller['median'])}",
-            f"{mib(step['after']['bytes'])} awake, {mib(step['after']['parked_bytes'])} parked",
+            f"{mib(a['peak_bytes'])} / {mib(b['peak_bytes'])}",
+            f"{mib(before['bytes'])} / {mib(after['bytes'])} awake + {mib(after['parked_bytes'])} parked",
         ]
     )
-    section.raw[name] = {"pairs": measured, "tokens_per_second": speed, "speed_up": faster, "memory": smaller, "step": {k: step[k] for k in ("step", "fate", "before", "after", "times")}}
+    section.raw[name] = {
+        "pairs": measured,
+        "tokens_per_second": speed,
+        "speed_up": faster,
+        "memory": smaller,
+        "step": {k: step[k] for k in ("step", "fate", "before", "after", "times")},
+    }

@@ -38,7 +38,6 @@ def describe(root, cores, threads):
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": system_name(),
         "python": platform.python_version(),
-        "load_per_core_before": round(load_per_core(), 2),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": git_commit(root),
     }

@@ -16,7 +16,8 @@ def markdown(machine, blas, packages, sections, command):
     """The measured part of the page."""
     lines = [summary(machine, blas, packages, command), ""]
     checks = [check for section in sections for check in section.checks]
-    lines += table(["", "required", "measured", "met"], [[c.what, c.required, c.measured, "yes" if c.met else "**no**"] for c in checks])
+    bars = [[c.what, c.required, c.measured, "yes" if c.met else "**no**"] for c in checks]
+    lines += table(["", "required", "measured", "met"], bars)
     for section in sections:
         lines += ["", f"### {section.title}", ""]
         lines += table(section.header, section.rows)
@@ -26,11 +27,15 @@ def markdown(machine, blas, packages, sections, command):
 
 def summary(machine, blas, packages, command):
     """The line that says on what and how the numbers were taken."""
-    pinned = f"pinned to CPUs {', '.join(map(str, machine['pinned_to']))}" if machine["pinned_to"] else "not pinned"
+    pinned = "not pinned"
+    if machine["pinned_to"]:
+        pinned = "pinned to CPUs " + ", ".join(map(str, machine["pinned_to"]))
     lines = [
         f"* {machine['date']}, commit {machine['commit']}, `{command}`",
-        f"* {machine['cpu']}; {machine['threads']} threads of {machine['cpus']} CPUs, {pinned}; {machine['memory_gib']} GiB; {machine['system']}",
-        f"* load average before: {machine['load_per_core_before']} a CPU; share of the pinned CPUs that others used during a measurement: {company(machine)}",
+        f"* {machine['cpu']}; {machine['threads']} threads of {machine['cpus']} CPUs, {pinned}; "
+        f"{machine['memory_gib']} GiB; {machine['system']}",
+        f"* load average before: {machine['load_per_core_before']} a CPU; share of the pinned CPUs that others "
+        f"used during a measurement: {company(machine)}",
         "* plastic-host {}; mlx-lm {}, mlx {}, Python {}".format(
             machine["plastic_host"], packages.get("mlx-lm"), packages.get("mlx"), machine["python"]
         ),

@@ -33,8 +33,8 @@ LOSS_TOLERANCE = 3e-4
 def same_loss(what, ours, theirs):
     """The check that both sides computed the same mean loss."""
     apart = abs(ours - theirs)
-    met = apart <= LOSS_TOLERANCE
-    return Check(f"same loss, {what}", f"within {LOSS_TOLERANCE:g} nats", f"{ours:.6f} and {theirs:.6f}: {apart:.1e} apart", met)
+    measured = f"{ours:.6f} and {theirs:.6f}: {apart:.1e} apart"
+    return Check(f"same loss, {what}", f"within {LOSS_TOLERANCE:g} nats", measured, apart <= LOSS_TOLERANCE)
 
 
 def spread(summary, form):

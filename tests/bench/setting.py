@@ -86,7 +86,7 @@ def prepare(root, program, base, data, threads, quick):
         raise Unusable(f"{program} is missing; build it with `make build`")
     cores = machine.pick_cores(threads)
     if cores and len(cores) < threads:
-        raise Unusable(f"{threads} threads asked for, but only {len(cores)} CPUs may be used; give --threads {len(cores)}")
+        raise Unusable(f"{threads} threads, but only {len(cores)} CPUs may be used; give --threads {len(cores)}")
     out = root / "target" / "bench"
     (out / "tmp").mkdir(parents=True, exist_ok=True)
     python = venv.prepare(out / "venv")
@@ -100,6 +100,8 @@ def prepare(root, program, base, data, threads, quick):
 
 def directory_of(program, base):
     """The checkpoint directory behind a `--base`."""
+    if Path(base).is_dir():
+        return Path(base)
     ran = process.run([program, "model", "inspect", base, "--json"], [])
     return Path(json.loads(ran.stdout)["dir"])
 

@@ -62,13 +62,14 @@ class Overhead(unittest.TestCase):
         self.assertAlmostEqual(parts["plugins"], 0.02 + 0.03)
 
     def test_steps_that_change_nothing_have_no_share(self):
-        run = SimpleNamespace(
-            steps=[{"step": 1, "fate": "committed", "times": self.TIMES}, {"step": 2, "fate": "held", "times": {**self.TIMES, **dict.fromkeys(("spectra", "apply", "evaluate", "scoring", "commit"), 0.0), "total": 0.04}}],
-            ran=SimpleNamespace(wall=20.0, company=None),
-        )
-        made = overhead.measure({"a run": run})
-        self.assertTrue(made.checks[0].met)
-        self.assertIn("40.0 ms", made.notes[0])
+        idle = dict.fromkeys(self.TIMES, 0.0) | {"decide": 0.03, "total": 0.04}
+        steps = [
+            {"step": 1, "fate": "committed", "times": self.TIMES},
+            {"step": 2, "fate": "held", "times": idle},
+        ]
+        made = overhead.measure({"a run": SimpleNamespace(steps=steps, ran=process.Ran("", 20.0, 30.0, 0, None))})
+        self.assertTrue(made.checks[0].met, made.checks[0].measured)
+        self.assertIn("40.0 ms", made.notes[-1])
 
 
 class Reports(unittest.TestCase):
