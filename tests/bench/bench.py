@@ -104,6 +104,11 @@ def companies(node):
             return []
 
 
+def shown(argument):
+    """A command line's word for the report: of a path only its name, for the page is read elsewhere."""
+    return Path(argument).name if "/" in argument else argument
+
+
 def main():
     """Measures, writes, and answers the exit code."""
     args = options()
@@ -128,7 +133,7 @@ def main():
     about["company"] = pairs.summary(seen) if seen else None
     packages = venv.installed(setting.python)
     name = "bench" if whole else "quick" if args.quick else "part"
-    command = " ".join(["make bench" if whole else "bench.py", *([] if whole else sys.argv[1:])])
+    command = "make bench" if len(sys.argv) == 1 else " ".join(["bench.py", *map(shown, sys.argv[1:])])
     text = report.markdown(about, blas, packages, sections, command)
     report.raw(setting.out / f"{name}.json", about, blas, packages, sections)
     report.write(setting.out / f"{name}.md", text)

@@ -61,7 +61,7 @@ def measure(runs):
                 idle.append(p["overhead"])
             else:
                 shares.append(share)
-        section.notes.append(f"{name}: {run.ran.wall:.0f} s for the whole process, start and calibration included.")
+        section.notes.append(f"{name}: {run.ran.wall:.0f} s for the whole process; calibration may come from the cache.")
         section.raw[name] = {
             "steps": [parts(s) for s in run.steps],
             "process": {"wall": run.ran.wall, "cpu": run.ran.cpu, "company": run.ran.company},

@@ -198,10 +198,10 @@ impl Measure for HostMeasure<'_> {
     }
 
     fn generate(&mut self, subject: &str, prompt: &str, max_tokens: u32) -> Result<String, String> {
+        let begun = Instant::now();
         let ids = self.tokenize(prompt)?;
         self.with(Subject::parse(subject)?, |m| {
             let how = Generation { max_tokens: max_tokens as usize, sampling: Sampling::greedy(), ..Generation::default() };
-            let begun = Instant::now();
             let text = generate(m.elastic.model(), m.tokenizer, &ids, &how, &mut |_| true);
             m.book.seconds += begun.elapsed().as_secs_f64();
             text.map(|g| g.text).map_err(|e| e.to_string())
