@@ -35,10 +35,10 @@ test: plugins model
 	@$(SETUP) test
 
 bench: plugins model
-	bench/run
+	python3 -B tests/bench/bench.py
 
 bench-quick: plugins model
-	bench/run --quick
+	python3 -B tests/bench/bench.py --quick
 
 # --- set-up -----------------------------------------------------------------------------------
 

@@ -98,7 +98,10 @@ impl Fate {
 
 /// Wall-clock seconds of the phases of a step.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Times {
+    /// Decomposing slices for the spectra a policy asks for; only the first step of a run does.
+    pub spectra: f64,
     /// Building the observation.
     pub observe: f64,
     /// The policy's call.
@@ -109,6 +112,8 @@ pub struct Times {
     pub apply: f64,
     /// The evaluator, scoring included.
     pub evaluate: f64,
+    /// Of evaluating: the model at work.
+    pub scoring: f64,
     /// Writing banks.
     pub commit: f64,
     /// The whole step.

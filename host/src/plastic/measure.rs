@@ -41,23 +41,30 @@ pub struct ScoreBook {
     base: Scores,
     current: Scores,
     candidate: Scores,
+    seconds: f64,
 }
 
 impl ScoreBook {
     /// For so many windows.
     pub fn new(windows: usize) -> ScoreBook {
         let empty = Scores::new(windows);
-        ScoreBook { base: empty.clone(), current: empty.clone(), candidate: empty }
+        ScoreBook { base: empty.clone(), current: empty.clone(), candidate: empty, seconds: 0.0 }
     }
 
     /// Forgets the candidate.
     pub fn begin(&mut self) {
         self.candidate = Scores::new(self.base.windows.len());
+        self.seconds = 0.0;
     }
 
     /// The candidate became current.
     pub fn promote(&mut self) {
         self.current = self.candidate.clone();
+    }
+
+    /// Seconds the model was at work since [`ScoreBook::begin`].
+    pub fn seconds(&self) -> f64 {
+        self.seconds
     }
 
     /// Tokens scored a second: the base and the candidate.
@@ -126,7 +133,9 @@ impl HostMeasure<'_> {
     }
 
     fn score_now(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
+        let begun = Instant::now();
         let nll = self.elastic.model().score(sequences).map_err(|e| e.to_string())?;
+        self.book.seconds += begun.elapsed().as_secs_f64();
         Ok(nll.into_iter().map(|w| w.into_iter().map(|l| -l).collect()).collect())
     }
 }
@@ -189,10 +198,12 @@ impl Measure for HostMeasure<'_> {
     }
 
     fn generate(&mut self, subject: &str, prompt: &str, max_tokens: u32) -> Result<String, String> {
+        let begun = Instant::now();
         let ids = self.tokenize(prompt)?;
         self.with(Subject::parse(subject)?, |m| {
             let how = GenerateOptions { max_tokens: max_tokens as usize, ..GenerateOptions::default() };
             let text = generate(m.elastic.model(), m.tokenizer, &ids, &how, &mut |_| true);
+            m.book.seconds += begun.elapsed().as_secs_f64();
             text.map(|g| g.text).map_err(|e| e.to_string())
         })
     }

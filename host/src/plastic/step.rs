@@ -233,7 +233,8 @@ impl Runner {
     fn try_step(&mut self, before: &Snapshot, watcher: &mut dyn Watcher) -> Result<(StepRecord, Option<String>)> {
         let begun = Instant::now();
         let mut clock = Clock::default();
-        let observation = clock.time(|t| &mut t.observe, || self.observe(watcher))?;
+        clock.time(|t| &mut t.spectra, || self.decompose(watcher))?;
+        let observation = clock.time(|t| &mut t.observe, || self.observe())?;
         let mut record = self.blank_record(digest(&observation));
         let decided = clock.time(|t| &mut t.decide, || self.parts.policy.decide(&observation));
         let mut stop = None;
@@ -323,6 +324,7 @@ impl Runner {
         }
         let candidate = self.parts.elastic.snapshot();
         let judged = clock.time(|t| &mut t.evaluate, || self.judge(record.step, before, &candidate, watcher));
+        clock.0.scoring = self.book.seconds();
         if watcher.interrupted() {
             return Err(StepError::Interrupted(self.parts.dir.path().display().to_string()));
         }
@@ -393,20 +395,29 @@ impl Runner {
         self.parts.evaluator.evaluate(&task, &mut measure)
     }
 
-    /// What the policy is told. Spectra are computed once a run: the base does not change.
-    fn observe(&mut self, watcher: &mut dyn Watcher) -> Result<Observation> {
+    /// Computes the spectra the policy needs, once a run: the base does not change.
+    fn decompose(&mut self, watcher: &mut dyn Watcher) -> Result<()> {
         let name = self.parts.policy.info().name.clone();
-        let requested = self.needs.clone();
-        let (mut spectra, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
-        for (need, wanted) in requested.iter().enumerate() {
+        for wanted in &self.needs {
             let metric = metric_of(wanted, &name)?;
-            if !self.spectra.contains_key(&metric) {
-                let mut tell =
-                    |done: usize, total: usize, s: &str| watcher.progress(Stage::Spectra, done as u64, total as u64, s);
-                let computed = self.parts.elastic.spectra(metric, self.parts.moments.as_ref(), &mut tell)?;
-                self.spectra.insert(metric, computed);
+            if self.spectra.contains_key(&metric) {
+                continue;
             }
-            for (i, s) in self.spectra[&metric].iter().enumerate() {
+            let mut tell =
+                |done: usize, total: usize, s: &str| watcher.progress(Stage::Spectra, done as u64, total as u64, s);
+            let computed = self.parts.elastic.spectra(metric, self.parts.moments.as_ref(), &mut tell)?;
+            self.spectra.insert(metric, computed);
+        }
+        Ok(())
+    }
+
+    /// What the policy is told.
+    fn observe(&self) -> Result<Observation> {
+        let name = &self.parts.policy.info().name;
+        let (mut spectra, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
+        for (need, wanted) in self.needs.iter().enumerate() {
+            let metric = metric_of(wanted, name)?;
+            for (i, s) in self.spectra.get(&metric).into_iter().flatten().enumerate() {
                 spectra.push(Spectrum {
                     slice: i as u32,
                     need: need as u32,
