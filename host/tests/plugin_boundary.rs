@@ -21,10 +21,24 @@ fn model(slices: u32, values: u32) -> (Run, Vec<Slice>, Observation) {
         attributes: vec![],
     };
     let state = SliceState {
-        awake: values, dense: true, dense_allowed: true, frozen: false, dwell: 0, parameters: dense, bytes: 4 * dense, parked_bytes: 0,
+        awake: values,
+        dense: true,
+        dense_allowed: true,
+        frozen: false,
+        dwell: 0,
+        parameters: dense,
+        bytes: 4 * dense,
+        parked_bytes: 0,
     };
     let total = dense * u64::from(slices);
-    let run = Run { phase: "compress".into(), seed: 1, steps: 4, parameters: total, budget: total * 9 / 10, attributes: vec![] };
+    let run = Run {
+        phase: "compress".into(),
+        seed: 1,
+        steps: 4,
+        parameters: total,
+        budget: total * 9 / 10,
+        attributes: vec![],
+    };
     let observation = Observation {
         step: 1,
         awake: total,

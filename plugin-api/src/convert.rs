@@ -51,7 +51,13 @@ macro_rules! shared_types {
 }
 
 shared_types!(types, attribute_from_policy, attribute_to_policy, metric_from_policy, metric_to_policy);
-shared_types!(judge_types, attribute_from_evaluator, attribute_to_evaluator, metric_from_evaluator, metric_to_evaluator);
+shared_types!(
+    judge_types,
+    attribute_from_evaluator,
+    attribute_to_evaluator,
+    metric_from_evaluator,
+    metric_to_evaluator
+);
 
 pub fn run(r: policy::Run) -> Run {
     let policy::Run { phase, seed, steps, parameters, budget, attributes } = r;
@@ -122,7 +128,8 @@ pub fn plan(p: Plan, needs: &[String]) -> Result<policy::Plan, String> {
         Some(t) => {
             let name = format!("spectrum:{}", t.metric);
             let place = needs.iter().position(|n| *n == name);
-            let need = place.ok_or_else(|| format!("the plan's threshold is in {name}, which the policy does not need"))?;
+            let need =
+                place.ok_or_else(|| format!("the plan's threshold is in {name}, which the policy does not need"))?;
             Some(policy::Threshold { need: need as u32, level: t.level, reason: t.reason })
         }
     };
@@ -151,9 +158,5 @@ pub fn verdict(v: Verdict) -> judge::Verdict {
         Decision::Reject => judge::Decision::Reject,
         Decision::Abstain => judge::Decision::Abstain,
     };
-    judge::Verdict {
-        decision,
-        reason: v.reason,
-        metrics: v.metrics.into_iter().map(metric_to_evaluator).collect(),
-    }
+    judge::Verdict { decision, reason: v.reason, metrics: v.metrics.into_iter().map(metric_to_evaluator).collect() }
 }

@@ -167,6 +167,12 @@ impl Plan {
     }
 }
 
+impl From<u32> for SliceId {
+    fn from(id: u32) -> SliceId {
+        SliceId(id)
+    }
+}
+
 /// The contract counts in 32 bits; nothing real reaches the end of it.
 fn small(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)

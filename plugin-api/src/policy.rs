@@ -102,6 +102,17 @@ impl<P: RankPolicy> PolicyAdapter<P> {
         &self.policy
     }
 
+    /// The policy itself, to be changed behind the contract's back in tests.
+    #[cfg(test)]
+    pub(crate) fn policy_mut(&mut self) -> &mut P {
+        &mut self.policy
+    }
+
+    /// Statistics of the next observation: the needs, then what the last plan requested.
+    pub fn upcoming(&self) -> &[String] {
+        &self.needs
+    }
+
     /// Statistics the policy needs now.
     pub fn needs(&self) -> Vec<String> {
         self.policy.needs()

@@ -136,9 +136,8 @@ impl Outline {
                 false => "is not WebAssembly; a plugin is a .wasm file, made by `plastic-host plugin build`".into(),
             });
         }
-        let damaged = |e: wasmparser::BinaryReaderError| {
-            format!("is truncated or damaged ({e}); build or fetch it again")
-        };
+        let damaged =
+            |e: wasmparser::BinaryReaderError| format!("is truncated or damaged ({e}); build or fetch it again");
         let mut outline = Outline { is_module: false, imports: Vec::new(), exports: Vec::new() };
         let mut depth = 0u32;
         for payload in Parser::new(0).parse_all(bytes) {
@@ -196,7 +195,9 @@ impl Outline {
             }
         }
         let what = if self.is_module { "module" } else { "component" };
-        Err(format!("is a WebAssembly {what} but no plugin: it exports neither plastic:rank/policy nor plastic:rank/judge"))
+        Err(format!(
+            "is a WebAssembly {what} but no plugin: it exports neither plastic:rank/policy nor plastic:rank/judge"
+        ))
     }
 }
 
@@ -211,7 +212,9 @@ fn check_version(api: &str) -> Result<(), String> {
         Some(_) => Err(format!(
             "was built for plastic:rank {api}, this host speaks {API_MAJOR}.x: build the plugin again with plastic-plugin {API_MAJOR}.x"
         )),
-        None => Err(format!("names the API version `{api}`, which is none; build it with plastic-plugin {API_MAJOR}.x")),
+        None => {
+            Err(format!("names the API version `{api}`, which is none; build it with plastic-plugin {API_MAJOR}.x"))
+        }
     }
 }
 

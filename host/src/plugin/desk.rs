@@ -4,10 +4,10 @@
 //! for one call. So the guest runs on a thread of its own, its questions travel over a channel, and
 //! the calling thread answers them until the guest is done. Nobody borrows across the border.
 
+use super::Measure;
 use super::contract::Metric;
 use super::sandbox::State;
 use super::v1::{self, evaluator::measure};
-use super::Measure;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -50,7 +50,9 @@ impl State {
 fn check_subject(subject: &str) -> Result<(), String> {
     match subject {
         "base" | "current" | "candidate" => Ok(()),
-        _ => Err(format!("there is no model `{}`; ask for base, current or candidate", super::text::clean(subject, 40))),
+        _ => {
+            Err(format!("there is no model `{}`; ask for base, current or candidate", super::text::clean(subject, 40)))
+        }
     }
 }
 
@@ -74,22 +76,14 @@ impl measure::Host for State {
         })
     }
 
-    fn score(
-        &mut self,
-        subject: String,
-        sequences: Vec<Vec<u32>>,
-    ) -> wasmtime::Result<Result<Vec<Vec<f32>>, String>> {
+    fn score(&mut self, subject: String, sequences: Vec<Vec<u32>>) -> wasmtime::Result<Result<Vec<Vec<f32>>, String>> {
         self.ask(move |m| {
             check_subject(&subject)?;
             m.score(&subject, &sequences)
         })
     }
 
-    fn score_windows(
-        &mut self,
-        subject: String,
-        indices: Vec<u32>,
-    ) -> wasmtime::Result<Result<Vec<Vec<f32>>, String>> {
+    fn score_windows(&mut self, subject: String, indices: Vec<u32>) -> wasmtime::Result<Result<Vec<Vec<f32>>, String>> {
         self.ask(move |m| {
             check_subject(&subject)?;
             check_windows(m, &indices)?;

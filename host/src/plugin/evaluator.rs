@@ -98,7 +98,8 @@ impl Live {
         let stack = sandbox.limits.stack_bytes + (1 << 20);
         std::thread::scope(|scope| {
             let judge = || {
-                let result = self.call(sandbox, "evaluate", |g, s| v1::with_task(task, |task| g.call_evaluate(s, task)));
+                let result =
+                    self.call(sandbox, "evaluate", |g, s| v1::with_task(task, |task| g.call_evaluate(s, task)));
                 // Closes the channel, which sends the answering thread home.
                 self.store.data_mut().desk = None;
                 result

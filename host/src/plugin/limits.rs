@@ -82,7 +82,8 @@ impl wasmtime::ResourceLimiter for Watch {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let total = self.memory.saturating_sub(current).saturating_add(desired);
         if total > self.memory_limit {
-            let text = format!("wanted {} of memory, the limit (memory_bytes) is {}", size(total), size(self.memory_limit));
+            let text =
+                format!("wanted {} of memory, the limit (memory_bytes) is {}", size(total), size(self.memory_limit));
             self.refused.get_or_insert(text);
             return Ok(false);
         }
@@ -92,7 +93,8 @@ impl wasmtime::ResourceLimiter for Watch {
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         if desired > self.table_limit {
-            let text = format!("wanted a table of {desired} elements, the limit (table_elements) is {}", self.table_limit);
+            let text =
+                format!("wanted a table of {desired} elements, the limit (table_elements) is {}", self.table_limit);
             self.refused.get_or_insert(text);
             return Ok(false);
         }

@@ -4,6 +4,7 @@
 //! is a [`Fault`], never a panic, and the model is untouched.
 
 mod answer;
+pub mod build;
 mod cache;
 mod component;
 pub mod contract;
@@ -11,6 +12,7 @@ mod desk;
 mod engine;
 mod evaluator;
 mod limits;
+pub mod options;
 mod policy;
 mod sandbox;
 mod text;

@@ -123,8 +123,7 @@ impl Sandbox {
             panic: None,
         };
         let clock = Clock { limit: self.limits.call_time, started: Instant::now(), in_host: Duration::ZERO };
-        let mut store =
-            Store::new(&self.engine, State { watch: Watch::new(&self.limits), log, clock, desk: None });
+        let mut store = Store::new(&self.engine, State { watch: Watch::new(&self.limits), log, clock, desk: None });
         store.limiter(|state| &mut state.watch);
         store.set_hostcall_fuel(self.limits.transfer_bytes);
         store.epoch_deadline_callback(|cx: StoreContextMut<'_, State>| {
@@ -164,10 +163,8 @@ impl Sandbox {
         let root = error.root_cause().to_string();
         if error.downcast_ref::<TimeIsUp>().is_some() || trap == Some(&Trap::Interrupt) {
             let limit = self.limits.call_time;
-            return self.fault(
-                FaultClass::Timeout,
-                format!("`{function}` ran longer than {limit:?}, the limit (call_time)"),
-            );
+            return self
+                .fault(FaultClass::Timeout, format!("`{function}` ran longer than {limit:?}, the limit (call_time)"));
         }
         if trap == Some(&Trap::StackOverflow) {
             let limit = size(self.limits.stack_bytes);

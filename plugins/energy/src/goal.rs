@@ -1,0 +1,97 @@
+//! How many parameters the next step aims at: on the way to the goal, and after a rejection.
+
+use plastic_plugin::Observation;
+
+/// How often a rejected aim is halved before the policy gives in.
+const HALVINGS: u32 = 3;
+
+/// What is remembered from step to step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Goal {
+    /// Parameters awake at the first step.
+    start: Option<u64>,
+    /// What the last plan aimed at.
+    aimed: Option<u64>,
+    /// The largest aim that an evaluator rejected.
+    rejected: Option<u64>,
+    /// How many aims were rejected.
+    rejections: u32,
+}
+
+impl Goal {
+    /// Learns the fate of the last plan. A text is the reason to stop.
+    pub fn learn(&mut self, seen: &Observation) -> Option<String> {
+        self.start.get_or_insert(seen.awake);
+        let (last, aimed) = (seen.last.as_ref()?, self.aimed?);
+        match last.fate.as_str() {
+            "rejected" => {
+                self.rejections += 1;
+                self.rejected = Some(self.rejected.map_or(aimed, |r| r.max(aimed)));
+                (self.rejections > HALVINGS).then(|| {
+                    let share = |n: u64| 100.0 * n as f64 / seen.run().parameters.max(1) as f64;
+                    format!(
+                        "{} plans were rejected, the last one with {:.2} % of the parameters awake; {:.2} % stay awake",
+                        self.rejections,
+                        share(aimed),
+                        share(seen.awake)
+                    )
+                })
+            }
+            "refused" | "failed" => Some(format!("the last plan was {}: {}", last.fate, last.reason)),
+            _ => None,
+        }
+    }
+
+    /// Parameters to aim at on the way to `end`: straight there, or as far as the share of the run
+    /// that this step completes.
+    ///
+    /// # Errors
+    /// The reason to stop: there is no room left between what is and what was rejected.
+    pub fn aim(&mut self, seen: &Observation, end: u64, ramp: bool) -> Result<u64, String> {
+        let (step, steps) = (u64::from(seen.step), u64::from(seen.run().steps));
+        let start = self.start.unwrap_or(seen.awake);
+        let mut aim = match ramp && step < steps && end < start {
+            // In 128 bits: the product of two counts.
+            true => start - (u128::from(start - end) * u128::from(step) / u128::from(steps)) as u64,
+            false => end,
+        };
+        if let Some(rejected) = self.rejected {
+            aim = aim.max(rejected + seen.awake.saturating_sub(rejected) / 2);
+            // Less than a thousandth of the model is not worth another evaluation.
+            if aim > end && seen.awake.saturating_sub(aim) <= seen.run().parameters / 1000 {
+                let share = 100.0 * seen.awake as f64 / seen.run().parameters.max(1) as f64;
+                return Err(format!("less than {share:.2} % of the parameters awake was rejected"));
+            }
+        }
+        self.aimed = Some(aim);
+        Ok(aim)
+    }
+
+    /// For a snapshot.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let number = |n: Option<u64>| n.map_or("-".into(), |n| n.to_string());
+        let (start, aimed, rejected) = (number(self.start), number(self.aimed), number(self.rejected));
+        format!("1 {start} {aimed} {rejected} {}", self.rejections).into_bytes()
+    }
+
+    /// From a snapshot.
+    ///
+    /// # Errors
+    /// It is not one of this policy.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Goal, String> {
+        let bad = || "the snapshot is not one of this version of the energy policy".to_owned();
+        let text = std::str::from_utf8(bytes).map_err(|_| bad())?;
+        let fields: Vec<&str> = text.split(' ').collect();
+        let ["1", start, aimed, rejected, rejections] = fields[..] else { return Err(bad()) };
+        let number = |t: &str| match t {
+            "-" => Ok(None),
+            t => t.parse().map(Some).map_err(|_| bad()),
+        };
+        Ok(Goal {
+            start: number(start)?,
+            aimed: number(aimed)?,
+            rejected: number(rejected)?,
+            rejections: rejections.parse().map_err(|_| bad())?,
+        })
+    }
+}
