@@ -13,12 +13,17 @@ mod decoder;
 mod error;
 mod fields;
 mod finite;
+pub mod gguf;
 pub mod hash;
+pub mod hub;
+pub mod layout;
 mod linear;
 pub mod paths;
+pub mod pypi;
 pub mod registry;
 pub mod rope;
 pub mod safetensors;
+pub mod store;
 mod weights;
 
 pub use block::Tap;
