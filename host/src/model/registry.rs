@@ -4,7 +4,7 @@
 //! it is first needed) or a Hugging Face repository `org/name[@revision]`. What is fetched or imported
 //! appears in the cache complete or not at all. Every failure says what was looked for and what to do.
 
-pub use super::layout::{checkpoint_hash, shards};
+pub use super::layout::shards;
 
 use super::atomic::FileError;
 use super::hub::{self, RepoSpec};
@@ -165,6 +165,17 @@ pub fn resolve_with(spec: &str, options: Options, progress: &mut dyn FetchProgre
         Some(dir) => Ok(Base { id: spec.to_owned(), dir }),
         None => Err(Error::Unknown { spec: spec.to_owned(), known: known().join(", ") }),
     }
+}
+
+/// The identity of a checkpoint, in hexadecimal: see [`layout::checkpoint_hash`].
+///
+/// # Errors
+/// Where a file is missing or unreadable.
+pub fn checkpoint_hash(dir: &Path) -> Result<String> {
+    layout::checkpoint_hash(dir).map_err(|e| match e {
+        layout::HashError::File(e) => e.into(),
+        layout::HashError::NotACheckpoint(e) => e.into(),
+    })
 }
 
 fn has_gguf_name(path: &Path) -> bool {
