@@ -80,7 +80,16 @@ fn overview(events: &[Event], parameters: u64) -> Table {
         let row = match event {
             Event::Run(r) => {
                 let mark = if current == 0 { "→" } else { "" };
-                vec![mark.into(), "0".into(), "base".into(), percent(r.parameters), String::new(), String::new(), String::new(), String::new()]
+                vec![
+                    mark.into(),
+                    "0".into(),
+                    "base".into(),
+                    percent(r.parameters),
+                    String::new(),
+                    String::new(),
+                    String::new(),
+                    String::new(),
+                ]
             }
             Event::Step(s) => {
                 let nats = |v: Option<f64>| v.map_or_else(String::new, |v| format!("{v:+.4}"));

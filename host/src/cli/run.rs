@@ -107,8 +107,22 @@ impl RunArgs {
             ($($field:ident),*) => { $(if let Some(v) = &self.$field { c.$field = v.clone(); })* };
         }
         over!(
-            policy, evaluator, base, data, calibration, steps, budget, seed, parking, window, windows,
-            calibration_windows, gradient_windows, max_faults, plugin_seconds, plugin_memory
+            policy,
+            evaluator,
+            base,
+            data,
+            calibration,
+            steps,
+            budget,
+            seed,
+            parking,
+            window,
+            windows,
+            calibration_windows,
+            gradient_windows,
+            max_faults,
+            plugin_seconds,
+            plugin_memory
         );
         if self.max_loss_increase.is_some() {
             c.max_loss_increase = self.max_loss_increase;

@@ -80,7 +80,8 @@ impl Screen {
             None => "nothing was accepted: the model is the base, as before".into(),
         };
         anstream::println!("{} ({:.1} s); {state}", sentence(&ended.reason), took.as_secs_f64());
-        let proof = if wake.identical { "every logit is the base's, bit for bit" } else { "LOGITS DIFFER FROM THE BASE" };
+        let proof =
+            if wake.identical { "every logit is the base's, bit for bit" } else { "LOGITS DIFFER FROM THE BASE" };
         anstream::println!("woke everything in {:.1} ms: {proof}", 1000.0 * wake.seconds);
         if current.is_some() {
             let p = path.display();
@@ -108,7 +109,11 @@ impl Screen {
         for kind in kinds {
             let mut row = Row::default();
             for (i, s) in self.slices.iter().enumerate().filter(|(_, s)| s.kind == kind) {
-                row.add(s, step.ranks_after.get(i).copied().unwrap_or(s.max_rank), step.state.as_ref().map(|a| a[i].is_dense()));
+                row.add(
+                    s,
+                    step.ranks_after.get(i).copied().unwrap_or(s.max_rank),
+                    step.state.as_ref().map(|a| a[i].is_dense()),
+                );
             }
             total.merge(&row);
             table.add_row(row.cells(kind));

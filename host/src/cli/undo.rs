@@ -39,8 +39,16 @@ pub fn run(args: &UndoArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if g.json {
         println!("{}", serde_json::json!({ "run": args.run, "from": from, "to": args.to, "parameters": parameters }));
     } else {
-        let what = if args.to == 0 { "the base, with everything awake,".into() } else { format!("the state of step {}", args.to) };
-        anstream::println!("{what} is current in {} ({} parameters awake)", args.run.display(), super::show::millions(parameters));
+        let what = if args.to == 0 {
+            "the base, with everything awake,".into()
+        } else {
+            format!("the state of step {}", args.to)
+        };
+        anstream::println!(
+            "{what} is current in {} ({} parameters awake)",
+            args.run.display(),
+            super::show::millions(parameters)
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -174,7 +174,9 @@ impl Dataset {
         }
         match out.windows.is_empty() {
             true if out.tail_tokens == out.tokens => Err(self.too_short(how.window, out.tokens)),
-            true => Err(self.wrong("no token in it counts: no answer lies within a window; use --loss full or a longer --window".into())),
+            true => Err(self.wrong(
+                "no token in it counts: no answer lies within a window; use --loss full or a longer --window".into(),
+            )),
             false => Ok(out),
         }
     }
@@ -231,7 +233,9 @@ impl Document {
     /// A conversation as its template writes it; the assistant's turns are the answers.
     fn conversation(messages: &[Value], tokenizer: &Tokenizer, loss: Loss) -> std::result::Result<Document, String> {
         let chat = tokenizer.chat().ok_or("`messages` need a chat template, which this model does not have")?;
-        let render = |n: usize, prompt: bool| chat.render(messages.get(..n).unwrap_or_default(), prompt).map_err(|e| e.to_string());
+        let render = |n: usize, prompt: bool| {
+            chat.render(messages.get(..n).unwrap_or_default(), prompt).map_err(|e| e.to_string())
+        };
         let text = render(messages.len(), false)?;
         let mut answers = Vec::new();
         if loss == Loss::Answer {
@@ -241,7 +245,9 @@ impl Document {
                 // Some templates rewrite earlier turns; then the place of this one is not known.
                 if !text.starts_with(&before) || !text.starts_with(&after) || after.len() < before.len() {
                     if i + 1 == messages.len() {
-                        return Err("the chat template does not tell where the last answer begins; use --loss full".into());
+                        return Err(
+                            "the chat template does not tell where the last answer begins; use --loss full".into()
+                        );
                     }
                     continue;
                 }

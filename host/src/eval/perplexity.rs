@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn equal_windows_have_the_textbook_error_of_a_mean() {
-        let losses: Vec<WindowLoss> = [2.0, 3.0, 4.0, 7.0].iter().map(|m| WindowLoss { nll: m * 10.0, tokens: 10 }).collect();
+        let losses: Vec<WindowLoss> =
+            [2.0, 3.0, 4.0, 7.0].iter().map(|m| WindowLoss { nll: m * 10.0, tokens: 10 }).collect();
         let (m, se) = mean(&losses);
         // Standard deviation of (2, 3, 4, 7) with k-1: sqrt(14/3); over sqrt(4).
         assert!((m - 4.0).abs() < 1e-12);

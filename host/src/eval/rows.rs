@@ -105,7 +105,8 @@ pub fn read(path: &Path) -> Result<Rows> {
         if n as u64 > MAX_TEXT {
             return Err(at(format!("is longer than {MAX_TEXT} bytes; split it")));
         }
-        let text = std::str::from_utf8(&bytes).map_err(|e| at(format!("is no UTF-8 text (byte {})", e.valid_up_to() + 1)))?;
+        let text =
+            std::str::from_utf8(&bytes).map_err(|e| at(format!("is no UTF-8 text (byte {})", e.valid_up_to() + 1)))?;
         // A byte order mark is no part of the text.
         let text = if number == 1 { text.trim_start_matches('\u{FEFF}') } else { text };
         if text.trim().is_empty() {
@@ -175,13 +176,17 @@ fn messages_row(messages: &Value) -> std::result::Result<Row, String> {
         return Err("`messages` is empty".into());
     }
     let turn = |(i, m): (usize, &Value)| -> std::result::Result<Value, String> {
-        let mut m = m.as_object().cloned().ok_or_else(|| format!("`messages[{i}]` is {}; expected an object with role and content", kind(m)))?;
+        let mut m = m
+            .as_object()
+            .cloned()
+            .ok_or_else(|| format!("`messages[{i}]` is {}; expected an object with role and content", kind(m)))?;
         if !m.get("role").is_some_and(Value::is_string) {
             return Err(format!("`messages[{i}]` has no `role`"));
         }
         // Content in parts, as some APIs write it, is joined: templates want one string.
         if let Some(Value::Array(parts)) = m.get("content") {
-            let texts: Option<Vec<&str>> = parts.iter().map(|p| p.as_str().or_else(|| p.get("text")?.as_str())).collect();
+            let texts: Option<Vec<&str>> =
+                parts.iter().map(|p| p.as_str().or_else(|| p.get("text")?.as_str())).collect();
             let joined = texts.ok_or_else(|| format!("`messages[{i}].content` has a part without text"))?.concat();
             m.insert("content".into(), Value::from(joined));
         }
@@ -196,7 +201,8 @@ fn messages_row(messages: &Value) -> std::result::Result<Row, String> {
 
 /// serde_json's text with its "line 1", which would contradict the file's.
 fn without_line(e: &serde_json::Error) -> String {
-    e.to_string().replace(&format!(" at line {} column {}", e.line(), e.column()), &format!(" at column {}", e.column()))
+    e.to_string()
+        .replace(&format!(" at line {} column {}", e.line(), e.column()), &format!(" at column {}", e.column()))
 }
 
 fn kind(v: &Value) -> &'static str {
@@ -254,16 +260,27 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_with_file_and_line() {
-        assert_eq!(error("d.jsonl", b"{\"text\": \"a\"}\n{\"text\": \n"), "d.jsonl:2: not valid JSON: EOF while parsing a value at column 0");
+        assert_eq!(
+            error("d.jsonl", b"{\"text\": \"a\"}\n{\"text\": \n"),
+            "d.jsonl:2: not valid JSON: EOF while parsing a value at column 0"
+        );
         assert_eq!(error("d.jsonl", b"[1]\n"), "d.jsonl:1: expected a JSON object, found a list");
         assert_eq!(error("d.jsonl", b"{\"text\": 1}\n"), "d.jsonl:1: `text` is a number; expected a string");
         assert_eq!(error("d.jsonl", b"{\"messages\": []}"), "d.jsonl:1: `messages` is empty");
-        assert_eq!(error("d.jsonl", b"{\"messages\": [{\"content\": \"x\"}]}"), "d.jsonl:1: `messages[0]` has no `role`");
-        assert_eq!(error("d.jsonl", b"{\"messages\": [{\"role\": \"user\"}]}"), "d.jsonl:1: `messages[0].content` is missing; expected a string");
+        assert_eq!(
+            error("d.jsonl", b"{\"messages\": [{\"content\": \"x\"}]}"),
+            "d.jsonl:1: `messages[0]` has no `role`"
+        );
+        assert_eq!(
+            error("d.jsonl", b"{\"messages\": [{\"role\": \"user\"}]}"),
+            "d.jsonl:1: `messages[0].content` is missing; expected a string"
+        );
         assert_eq!(error("d.jsonl", b"{\"text\": \"\xff\"}\n"), "d.jsonl:1: is no UTF-8 text (byte 11)");
         assert_eq!(error("d.jsonl", b"\n \n"), "d.jsonl: is empty: no text to work on");
         assert_eq!(error("d.txt", b""), "d.txt: is empty: no text to work on");
         assert!(error("d.jsonl", b"{\"id\": 1, \"x\": 2}\n").contains("none of its 1 rows has text: expected `text`"));
-        assert!(read(Path::new("/nowhere/d.jsonl")).unwrap_err().to_string().starts_with("/nowhere/d.jsonl: No such file"));
+        assert!(
+            read(Path::new("/nowhere/d.jsonl")).unwrap_err().to_string().starts_with("/nowhere/d.jsonl: No such file")
+        );
     }
 }

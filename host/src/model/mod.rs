@@ -15,13 +15,18 @@ mod error;
 mod fields;
 mod finite;
 pub mod generate;
+pub mod gguf;
 pub mod hash;
+pub mod hub;
+pub mod layout;
 mod linear;
 pub mod paths;
+pub mod pypi;
 pub mod registry;
 pub mod rope;
 pub mod safetensors;
 pub mod sample;
+pub mod store;
 pub mod tokenizer;
 mod weights;
 

@@ -6,7 +6,7 @@
 use super::bank::BankRecord;
 use super::state::Awake;
 use crate::plugin::Origin;
-use crate::plugin::contract::{Info, Metric, Plan, Slice, Verdict};
+use crate::plugin::contract::{Info, Plan, Slice, Verdict};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};

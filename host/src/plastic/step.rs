@@ -39,7 +39,9 @@ pub enum StepError {
     #[error(transparent)]
     Plugin(#[from] Fault),
     /// The policy asks for something this host cannot compute.
-    #[error("{plugin}: needs {need:?}, which this host does not offer; it offers spectrum:plain, spectrum:input and spectrum:fisher")]
+    #[error(
+        "{plugin}: needs {need:?}, which this host does not offer; it offers spectrum:plain, spectrum:input and spectrum:fisher"
+    )]
     UnknownNeed {
         /// The policy.
         plugin: String,
@@ -175,7 +177,18 @@ impl Runner {
         }
         let book = ScoreBook::new(parts.windows.len());
         let parent = current.map_or(0, |s| s.step);
-        Ok(Runner { parts, journal, book, spectra: BTreeMap::new(), needs, metrics, last, parent, next, probe_base: None })
+        Ok(Runner {
+            parts,
+            journal,
+            book,
+            spectra: BTreeMap::new(),
+            needs,
+            metrics,
+            last,
+            parent,
+            next,
+            probe_base: None,
+        })
     }
 
     /// The journal so far.
@@ -223,9 +236,7 @@ impl Runner {
             self.parts.elastic.restore(&before);
         }
         match done {
-            Err(_) if watcher.interrupted() => {
-                Err(StepError::Interrupted(self.parts.dir.path().display().to_string()))
-            }
+            Err(_) if watcher.interrupted() => Err(StepError::Interrupted(self.parts.dir.path().display().to_string())),
             other => other,
         }
     }
@@ -525,8 +536,7 @@ impl Clock {
 }
 
 fn metric_of(need: &str, plugin: &str) -> Result<Metric> {
-    Metric::from_need(need)
-        .ok_or_else(|| StepError::UnknownNeed { plugin: plugin.to_owned(), need: need.to_owned() })
+    Metric::from_need(need).ok_or_else(|| StepError::UnknownNeed { plugin: plugin.to_owned(), need: need.to_owned() })
 }
 
 fn outcome(s: &StepRecord) -> Outcome {

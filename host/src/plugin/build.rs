@@ -1,9 +1,9 @@
 //! Building a plugin's crate into a component: `cargo build` for wasm32-unknown-unknown, then the
 //! component encoding. Needs nothing beyond cargo and the target.
 
+use super::Fault;
 use super::component::{Artifact, encode};
 use super::limits::Limits;
-use super::Fault;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -144,7 +144,8 @@ fn compile(dir: &Path, manifest: &Path, package: &Package) -> Result<PathBuf, Bu
     let is_ours = |m: &Value| m["manifest_path"].as_str().is_some_and(|p| Path::new(p) == manifest);
     let files = messages.filter(|m| m["reason"] == "compiler-artifact" && is_ours(m));
     let paths = files.flat_map(|m| m["filenames"].as_array().cloned().unwrap_or_default());
-    let module = paths.filter_map(|f| f.as_str().map(PathBuf::from)).find(|f| f.extension().is_some_and(|e| e == "wasm"));
+    let module =
+        paths.filter_map(|f| f.as_str().map(PathBuf::from)).find(|f| f.extension().is_some_and(|e| e == "wasm"));
     module.ok_or_else(|| BuildError::NoLibrary(dir.to_owned()))
 }
 

@@ -78,9 +78,9 @@ impl OptionSpec {
             _ => true,
         };
         let listed = self.choices.is_empty() || value.as_str().is_some_and(|v| self.choices.iter().any(|c| c == v));
-        let within = value.as_f64().is_none_or(|v| {
-            self.minimum.is_none_or(|low| v >= low) && self.maximum.is_none_or(|high| v <= high)
-        });
+        let within = value
+            .as_f64()
+            .is_none_or(|v| self.minimum.is_none_or(|low| v >= low) && self.maximum.is_none_or(|high| v <= high));
         match fits && listed && within {
             true => Ok(value),
             false => Err(wrong()),

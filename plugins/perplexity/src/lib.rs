@@ -101,7 +101,8 @@ impl Perplexity {
             v.metric(Metric::new("loss-base", base, "nats")).metric(Metric::new("perplexity-base", base.exp(), ""))
         };
         if !candidate.is_finite() {
-            let why = format!("the loss of the candidate is not finite ({candidate}); the base has {base:.4} nats/token");
+            let why =
+                format!("the loss of the candidate is not finite ({candidate}); the base has {base:.4} nats/token");
             return of_base(Verdict::reject(why)).metric(scored);
         }
 

@@ -101,9 +101,8 @@ fn the_same_task_gives_the_same_verdict() {
 fn unusable_measurements_are_named() {
     let none = FakeMeasure::new();
     assert!(configured("{}").evaluate(&task(), &none).unwrap_err().contains("no evaluation text"));
-    let host = FakeMeasure::new()
-        .scores(Subject::Base, vec![vec![-1.0; 4]])
-        .scores(Subject::Candidate, vec![vec![-1.0; 3]]);
+    let host =
+        FakeMeasure::new().scores(Subject::Base, vec![vec![-1.0; 4]]).scores(Subject::Candidate, vec![vec![-1.0; 3]]);
     assert!(configured("{}").evaluate(&task(), &host).unwrap_err().contains("different tokens of window 0"));
 }
 
