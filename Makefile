@@ -24,6 +24,7 @@ help:
 # --- the main job -----------------------------------------------------------------------------
 
 demo: plugins model
+	@rm -rf runs/demo runs/demo-plain
 	@echo; echo '== 1. The energy policy puts rank to sleep; the evaluator judges =='
 	$(HOST) --policy plugins/energy.wasm --out runs/demo
 	@echo; echo '== 2. The same with the plain metric: rejected and rolled back (exit code 3) =='

@@ -94,8 +94,8 @@ impl Screen {
     fn table(&self, step: &StepRecord) -> Table {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
-        let was = "rank before";
-        table.set_header(vec!["slices", "number", was, "rank now", "dense", "parameters awake", "share", "memory"]);
+        let rank = if step.fate == Fate::Committed { "rank now" } else { "rank tried" };
+        table.set_header(vec!["slices", "number", "rank before", rank, "dense", "parameters awake", "share", "memory"]);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -406,9 +406,7 @@ impl History for [Event] {
     }
 
     fn ended(&self) -> Option<&str> {
-        match self.last() {
-            Some(Event::End { reason, .. }) => Some(reason),
-            _ => None,
-        }
+        let last = self.iter().rev().find(|e| !matches!(e, Event::Wake(_) | Event::Undo { .. }))?;
+        if let Event::End { reason, .. } = last { Some(reason) } else { None }
     }
 }
