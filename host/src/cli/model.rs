@@ -211,7 +211,8 @@ fn described(m: &Inspection) -> String {
     if !m.overrides.is_empty() {
         let some: Vec<String> = m.overrides.iter().take(4).map(|(name, form)| format!("{name} ({form})")).collect();
         let more = if m.overrides.len() > 4 { ", ..." } else { "" };
-        text += &format!("\nexcept {} tensors: {}{more}", m.overrides.len(), some.join(", "));
+        let plural = if m.overrides.len() == 1 { "" } else { "s" };
+        text += &format!("\nexcept {} tensor{plural}: {}{more}", m.overrides.len(), some.join(", "));
     }
     text
 }
