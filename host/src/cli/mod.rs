@@ -6,6 +6,7 @@ mod base;
 mod completions;
 mod doctor;
 mod eval;
+mod fetching;
 mod generate;
 mod interrupt;
 mod locate;
@@ -16,6 +17,7 @@ mod resume;
 mod run;
 mod session;
 mod show;
+mod table;
 mod ui;
 mod undo;
 

@@ -18,6 +18,7 @@ pub mod generate;
 pub mod gguf;
 pub mod hash;
 pub mod hub;
+pub mod inspect;
 pub mod layout;
 mod linear;
 pub mod paths;

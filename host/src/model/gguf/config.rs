@@ -106,7 +106,7 @@ impl Dims {
             return Err(format!("has {heads} attention heads on {kv_heads} key heads, which do not divide them"));
         }
         let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads);
-        let even = |n: u64| n > 0 && n % 2 == 0 && n <= 1 << 16;
+        let even = |n: u64| n > 0 && n.is_multiple_of(2) && n <= 1 << 16;
         if !even(head_dim) {
             return Err(format!("has heads of width {head_dim}; an even width is expected"));
         }
