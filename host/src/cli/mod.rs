@@ -16,6 +16,7 @@ mod resume;
 mod run;
 mod session;
 mod show;
+mod subject;
 mod ui;
 mod undo;
 
