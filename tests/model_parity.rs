@@ -10,7 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use plastic_host::mlx::{self, Array};
-use plastic_host::model::{Factors, LoadOptions, Model};
+use plastic_host::model::{Factors, LoadOptions, Model, paths};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -150,11 +150,13 @@ fn exact_factors_compute_what_the_weight_computes() {
     assert!(m.resident().factors > 0);
 }
 
-/// The default model; `plastic-host model fetch` puts it there.
+/// The default model: where `PLASTIC_TEST_MODEL` says, or in the cache.
 fn smollm2() -> Model {
-    let cache = std::env::var_os("PLASTIC_CACHE")
-        .expect("PLASTIC_CACHE, where `plastic-host model fetch` put the default model");
-    let dir = Path::new(&cache).join("models/smollm2-135m");
+    let named = std::env::var_os("PLASTIC_TEST_MODEL").map(PathBuf::from);
+    let dir =
+        named.or_else(|| Some(paths::models_dir()?.join("smollm2-135m"))).expect("a home directory, for the cache");
+    let there = dir.join("config.json").is_file();
+    assert!(there, "{} has no model: `make test` sets it up, or PLASTIC_TEST_MODEL names it", dir.display());
     Model::load(&dir, &LoadOptions::default()).unwrap()
 }
 

@@ -18,6 +18,7 @@ mod run;
 mod session;
 mod show;
 mod table;
+mod subject;
 mod ui;
 mod undo;
 

@@ -1,0 +1,163 @@
+//! `plastic-host generate` and `plastic-host eval` on the default model.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use plastic_tests::{Ran, host, model, ran};
+use serde_json::Value;
+use std::path::PathBuf;
+
+fn generate(args: &[&str]) -> Ran {
+    ran(host("generate").arg("--base").arg(model()).args(args))
+}
+
+fn answer(args: &[&str]) -> Value {
+    let r = generate(&[args, &["--json"]].concat());
+    assert_eq!(r.code, 0, "{r:?}");
+    serde_json::from_str(&r.out).unwrap()
+}
+
+/// A data file of this test alone, gone at its end.
+struct Data(PathBuf);
+
+impl Data {
+    fn new(name: &str, text: &str) -> Data {
+        let path = std::env::temp_dir().join(format!("plastic-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Data(path)
+    }
+
+    fn eval(&self, args: &[&str]) -> Ran {
+        ran(host("eval").arg("--base").arg(model()).arg("--data").arg(&self.0).args(args))
+    }
+
+    /// The file as messages name it.
+    fn name(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn the_capital_of_france_is_paris() {
+    let r = generate(&["--raw", "--prompt", "The capital of France is", "--max-tokens", "8"]);
+    assert_eq!(r.code, 0, "{r:?}");
+    assert!(r.out.contains("Paris"), "{r:?}");
+    assert!(r.err.contains("tokens/s") && r.err.contains("first token after"), "{r:?}");
+    let quiet = generate(&["--raw", "--prompt", "The capital of France is", "--max-tokens", "8", "--quiet"]);
+    assert_eq!((quiet.out, quiet.err), (r.out, String::new()));
+}
+
+#[test]
+fn a_seed_decides_the_text() {
+    let draw = |seed: &str| {
+        let args = ["--raw", "--prompt", "Once upon a time", "--max-tokens", "12", "--temperature", "1"];
+        answer(&[&args[..], &["--seed", seed]].concat())["text"].as_str().unwrap().to_owned()
+    };
+    let first = draw("1");
+    assert_eq!(draw("1"), first);
+    assert_ne!(draw("2"), first);
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_and_is_not_in_it() {
+    let args = ["--raw", "--prompt", "The capital of France is", "--max-tokens", "20"];
+    let made = answer(&[&args[..], &["--stop", "zzz", "--stop", "Par"]].concat());
+    assert_eq!((made["text"].as_str(), made["finish"].as_str()), (Some(" "), Some("stop")), "{made}");
+    assert_eq!(made["prompt_tokens"], 5);
+    // Without it the same tokens go on.
+    let whole = answer(&args);
+    assert!(whole["text"].as_str().unwrap().starts_with(" Paris"), "{whole}");
+    assert_eq!(whole["finish"], "length");
+}
+
+#[test]
+fn a_prompt_comes_from_a_file_or_a_pipe_through_the_chat_template() {
+    let file = Data::new("question.txt", "Name a colour.\n");
+    let from_file = answer(&["--prompt-file", &file.name(), "--max-tokens", "4"]);
+    let mut piped = host("generate");
+    piped.arg("--base").arg(model()).args(["--max-tokens", "4", "--json"]);
+    piped.stdin(std::fs::File::open(&file.0).unwrap());
+    let piped: Value = serde_json::from_str(&ran(&mut piped).out).unwrap();
+    let given = answer(&["--prompt", "Name a colour.", "--max-tokens", "4"]);
+    assert_eq!(from_file["tokens"], given["tokens"]);
+    assert_eq!(piped["tokens"], given["tokens"]);
+    // The template's own words come on top of the three or four of the question.
+    assert!(given["prompt_tokens"].as_u64().unwrap() > 10, "{given}");
+    let system = answer(&["--prompt", "Name a colour.", "--system", "Be brief.", "--max-tokens", "1"]);
+    assert_ne!(system["prompt_tokens"], given["prompt_tokens"]);
+}
+
+#[test]
+fn wrong_requests_are_told_apart_from_failures() {
+    let r = generate(&["--prompt", "x", "--top-p", "2"]);
+    assert_eq!(r.code, 2, "{r:?}");
+    assert!(r.err.contains("--top-p is 2; expected 0 to 1"), "{r:?}");
+    assert_eq!(generate(&["--prompt", "x", "--prompt-file", "y"]).code, 2);
+    assert_eq!(generate(&["--prompt", "x", "--raw", "--system", "y"]).code, 2);
+    // An empty pipe is no prompt either.
+    let empty = generate(&[]);
+    assert_eq!(empty.code, 1, "{empty:?}");
+    assert!(empty.err.contains("prompt is empty"), "{empty:?}");
+    let state = ran(host("generate").args(["--prompt", "x", "--state", "/nowhere/run"]));
+    assert_eq!(state.code, 1);
+    assert!(state.err.contains("/nowhere/run"), "{state:?}");
+    assert_eq!(ran(host("eval").args(["--window", "1"])).code, 2);
+}
+
+#[test]
+fn a_broken_line_is_named() {
+    let data = Data::new("broken.jsonl", "{\"text\": \"fine\"}\n{\"text\": \n");
+    let r = data.eval(&[]);
+    assert_eq!(r.code, 1, "{r:?}");
+    assert!(r.err.contains(&format!("{}:2: not valid JSON", data.name())), "{r:?}");
+    // With --json a script finds the same in the document.
+    let said: Value = serde_json::from_str(&data.eval(&["--json"]).out).unwrap();
+    assert!(said["error"].as_str().unwrap().contains(":2: not valid JSON"), "{said}");
+}
+
+#[test]
+fn a_file_without_text_is_refused() {
+    let r = Data::new("empty.jsonl", "").eval(&[]);
+    assert_eq!(r.code, 1, "{r:?}");
+    assert!(r.err.contains("is empty: no text to work on"), "{r:?}");
+    let r = Data::new("fields.jsonl", "{\"id\": 1}\n").eval(&[]);
+    assert_eq!(r.code, 1, "{r:?}");
+    assert!(r.err.contains("line 1 has `id`"), "{r:?}");
+}
+
+#[test]
+fn a_text_shorter_than_a_window_is_refused_unless_its_tail_is_kept() {
+    let data = Data::new("short.jsonl", "{\"text\": \"The sky is blue and the grass is green.\"}\n{\"id\": 1}\n");
+    let r = data.eval(&[]);
+    assert_eq!(r.code, 1, "{r:?}");
+    assert!(r.err.contains("512"), "{r:?}");
+    let kept = data.eval(&["--keep-tail"]);
+    assert_eq!(kept.code, 0, "{kept:?}");
+    assert!(kept.out.contains("perplexity") && kept.out.contains("1 rows without text"), "{kept:?}");
+    assert!(kept.err.contains("line 2 has `id`"), "{kept:?}");
+}
+
+#[test]
+fn the_document_adds_up() {
+    let text = "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(8);
+    let data = Data::new("document.jsonl", &format!("{{\"text\": \"{text}\"}}\n"));
+    let r = data.eval(&["--window", "32", "--windows", "3", "--batch", "2", "--json"]);
+    assert_eq!(r.code, 0, "{r:?}");
+    let said: Value = serde_json::from_str(&r.out).unwrap();
+    let windows = said["windows"].as_array().unwrap();
+    let sum = |name: &str| windows.iter().map(|w| w[name].as_f64().unwrap()).sum::<f64>();
+    let number = |name: &str| said[name].as_f64().unwrap_or_else(|| panic!("{name} in {said}"));
+    assert_eq!(windows.len(), 3);
+    assert_eq!(said["scored_tokens"], 3 * 31);
+    assert_eq!(sum("tokens"), 93.0);
+    assert!((sum("nll") / 93.0 - number("mean_nll")).abs() < 1e-12);
+    assert!((number("mean_nll").exp() / number("perplexity") - 1.0).abs() < 1e-12);
+    // A text that repeats itself is neither certain nor news.
+    assert!((0.01..6.0).contains(&number("mean_nll")), "{said}");
+    assert!(number("first_batch_ms") > 0.0 && number("first_batch_ms") / 1e3 < number("seconds"), "{said}");
+    assert!(number("peak_mlx_bytes") > 1e8 && number("perplexity_standard_error") > 0.0, "{said}");
+}
