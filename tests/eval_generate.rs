@@ -1,50 +1,41 @@
 //! `plastic-host generate` and `plastic-host eval` on the default model.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use plastic_tests::{Ran, host, model, ran};
+use plastic_tests::{Ran, Scratch, base, host, ran};
 use serde_json::Value;
-use std::path::PathBuf;
 
 fn generate(args: &[&str]) -> Ran {
-    ran(host("generate").arg("--base").arg(model()).args(args))
+    ran(host().args(["generate", "--base", &base()]).args(args))
 }
 
 fn answer(args: &[&str]) -> Value {
     let r = generate(&[args, &["--json"]].concat());
-    assert_eq!(r.code, 0, "{r:?}");
-    serde_json::from_str(&r.out).unwrap()
+    assert_eq!(r.code, Some(0), "{r:?}");
+    r.json()
 }
 
-/// A data file of this test alone, gone at its end.
-struct Data(PathBuf);
+/// A data file of this test alone.
+struct Data {
+    _scratch: Scratch,
+    path: String,
+}
 
 impl Data {
     fn new(name: &str, text: &str) -> Data {
-        let path = std::env::temp_dir().join(format!("plastic-{}-{name}", std::process::id()));
-        std::fs::write(&path, text).unwrap();
-        Data(path)
+        let scratch = Scratch::new("data");
+        let path = scratch.file(name, text.as_bytes());
+        Data { _scratch: scratch, path }
     }
 
     fn eval(&self, args: &[&str]) -> Ran {
-        ran(host("eval").arg("--base").arg(model()).arg("--data").arg(&self.0).args(args))
-    }
-
-    /// The file as messages name it.
-    fn name(&self) -> String {
-        self.0.display().to_string()
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        ran(host().args(["eval", "--base", &base(), "--data", &self.path]).args(args))
     }
 }
 
 #[test]
 fn the_capital_of_france_is_paris() {
     let r = generate(&["--raw", "--prompt", "The capital of France is", "--max-tokens", "8"]);
-    assert_eq!(r.code, 0, "{r:?}");
+    assert_eq!(r.code, Some(0), "{r:?}");
     assert!(r.out.contains("Paris"), "{r:?}");
     assert!(r.err.contains("tokens/s") && r.err.contains("first token after"), "{r:?}");
     let quiet = generate(&["--raw", "--prompt", "The capital of France is", "--max-tokens", "8", "--quiet"]);
@@ -77,11 +68,10 @@ fn a_stop_text_ends_the_answer_and_is_not_in_it() {
 #[test]
 fn a_prompt_comes_from_a_file_or_a_pipe_through_the_chat_template() {
     let file = Data::new("question.txt", "Name a colour.\n");
-    let from_file = answer(&["--prompt-file", &file.name(), "--max-tokens", "4"]);
-    let mut piped = host("generate");
-    piped.arg("--base").arg(model()).args(["--max-tokens", "4", "--json"]);
-    piped.stdin(std::fs::File::open(&file.0).unwrap());
-    let piped: Value = serde_json::from_str(&ran(&mut piped).out).unwrap();
+    let from_file = answer(&["--prompt-file", &file.path, "--max-tokens", "4"]);
+    let mut piped = host();
+    piped.args(["generate", "--base", &base(), "--max-tokens", "4", "--json"]);
+    let piped = ran(piped.stdin(std::fs::File::open(&file.path).unwrap())).json();
     let given = answer(&["--prompt", "Name a colour.", "--max-tokens", "4"]);
     assert_eq!(from_file["tokens"], given["tokens"]);
     assert_eq!(piped["tokens"], given["tokens"]);
@@ -94,38 +84,38 @@ fn a_prompt_comes_from_a_file_or_a_pipe_through_the_chat_template() {
 #[test]
 fn wrong_requests_are_told_apart_from_failures() {
     let r = generate(&["--prompt", "x", "--top-p", "2"]);
-    assert_eq!(r.code, 2, "{r:?}");
+    assert_eq!(r.code, Some(2), "{r:?}");
     assert!(r.err.contains("--top-p is 2; expected 0 to 1"), "{r:?}");
-    assert_eq!(generate(&["--prompt", "x", "--prompt-file", "y"]).code, 2);
-    assert_eq!(generate(&["--prompt", "x", "--raw", "--system", "y"]).code, 2);
+    assert_eq!(generate(&["--prompt", "x", "--prompt-file", "y"]).code, Some(2));
+    assert_eq!(generate(&["--prompt", "x", "--raw", "--system", "y"]).code, Some(2));
     // An empty pipe is no prompt either.
     let empty = generate(&[]);
-    assert_eq!(empty.code, 1, "{empty:?}");
+    assert_eq!(empty.code, Some(1), "{empty:?}");
     assert!(empty.err.contains("prompt is empty"), "{empty:?}");
-    let state = ran(host("generate").args(["--prompt", "x", "--state", "/nowhere/run"]));
-    assert_eq!(state.code, 1);
+    let state = ran(host().args(["generate", "--prompt", "x", "--state", "/nowhere/run"]));
+    assert_eq!(state.code, Some(1));
     assert!(state.err.contains("/nowhere/run"), "{state:?}");
-    assert_eq!(ran(host("eval").args(["--window", "1"])).code, 2);
+    assert_eq!(ran(host().args(["eval", "--window", "1"])).code, Some(2));
 }
 
 #[test]
 fn a_broken_line_is_named() {
     let data = Data::new("broken.jsonl", "{\"text\": \"fine\"}\n{\"text\": \n");
     let r = data.eval(&[]);
-    assert_eq!(r.code, 1, "{r:?}");
-    assert!(r.err.contains(&format!("{}:2: not valid JSON", data.name())), "{r:?}");
+    assert_eq!(r.code, Some(1), "{r:?}");
+    assert!(r.err.contains(&format!("{}:2: not valid JSON", data.path)), "{r:?}");
     // With --json a script finds the same in the document.
-    let said: Value = serde_json::from_str(&data.eval(&["--json"]).out).unwrap();
+    let said: Value = data.eval(&["--json"]).json();
     assert!(said["error"].as_str().unwrap().contains(":2: not valid JSON"), "{said}");
 }
 
 #[test]
 fn a_file_without_text_is_refused() {
     let r = Data::new("empty.jsonl", "").eval(&[]);
-    assert_eq!(r.code, 1, "{r:?}");
+    assert_eq!(r.code, Some(1), "{r:?}");
     assert!(r.err.contains("is empty: no text to work on"), "{r:?}");
     let r = Data::new("fields.jsonl", "{\"id\": 1}\n").eval(&[]);
-    assert_eq!(r.code, 1, "{r:?}");
+    assert_eq!(r.code, Some(1), "{r:?}");
     assert!(r.err.contains("line 1 has `id`"), "{r:?}");
 }
 
@@ -133,10 +123,10 @@ fn a_file_without_text_is_refused() {
 fn a_text_shorter_than_a_window_is_refused_unless_its_tail_is_kept() {
     let data = Data::new("short.jsonl", "{\"text\": \"The sky is blue and the grass is green.\"}\n{\"id\": 1}\n");
     let r = data.eval(&[]);
-    assert_eq!(r.code, 1, "{r:?}");
+    assert_eq!(r.code, Some(1), "{r:?}");
     assert!(r.err.contains("512"), "{r:?}");
     let kept = data.eval(&["--keep-tail"]);
-    assert_eq!(kept.code, 0, "{kept:?}");
+    assert_eq!(kept.code, Some(0), "{kept:?}");
     assert!(kept.out.contains("perplexity") && kept.out.contains("1 rows without text"), "{kept:?}");
     assert!(kept.err.contains("line 2 has `id`"), "{kept:?}");
 }
@@ -146,8 +136,8 @@ fn the_document_adds_up() {
     let text = "It was the best of times, it was the worst of times, it was the age of wisdom. ".repeat(8);
     let data = Data::new("document.jsonl", &format!("{{\"text\": \"{text}\"}}\n"));
     let r = data.eval(&["--window", "32", "--windows", "3", "--batch", "2", "--json"]);
-    assert_eq!(r.code, 0, "{r:?}");
-    let said: Value = serde_json::from_str(&r.out).unwrap();
+    assert_eq!(r.code, Some(0), "{r:?}");
+    let said: Value = r.json();
     let windows = said["windows"].as_array().unwrap();
     let sum = |name: &str| windows.iter().map(|w| w[name].as_f64().unwrap()).sum::<f64>();
     let number = |name: &str| said[name].as_f64().unwrap_or_else(|| panic!("{name} in {said}"));

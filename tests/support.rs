@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Root of the checkout.
@@ -15,7 +15,7 @@ pub fn host() -> Command {
     let program = root().join("target/release/plastic-host");
     assert!(program.is_file(), "{} is missing: run `make build` (or `make test`, which does)", program.display());
     let mut command = Command::new(program);
-    command.current_dir(root()).env("NO_COLOR", "1");
+    command.current_dir(root()).env("NO_COLOR", "1").stdin(Stdio::null());
     command
 }
 
@@ -25,6 +25,7 @@ pub fn base() -> String {
 }
 
 /// How a command ended.
+#[derive(Debug)]
 pub struct Ran {
     /// Exit code; none after a signal.
     pub code: Option<i32>,
@@ -55,9 +56,14 @@ impl From<Output> for Ran {
     }
 }
 
+/// Runs a command to its end, with nothing on standard input unless it was given something.
+pub fn ran(command: &mut Command) -> Ran {
+    command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}")).into()
+}
+
 /// Runs the program with these arguments.
 pub fn run(args: &[&str]) -> Ran {
-    host().args(args).output().expect("the program starts").into()
+    ran(host().args(args))
 }
 
 /// A folder that is deleted when dropped.

@@ -1,11 +1,11 @@
 //! Runs language models on MLX with rank that can sleep and wake, decided by plugins.
 //!
-//! Imports run one way: `cli → {pack, plastic, eval, report} → {model, plugin} → mlx`.
+//! Imports run one way: `cli → {plastic, eval} → {model, plugin} → mlx`; `atomic` serves all.
 
+pub mod atomic;
 pub mod cli;
 pub mod eval;
 pub mod mlx;
 pub mod model;
 pub mod plastic;
 pub mod plugin;
-pub mod report;

@@ -10,7 +10,7 @@ use plastic_host::plugin::contract::*;
 use plastic_host::plugin::{Fault, FaultClass, Limits, Measure, Policy, build, load_evaluator, load_policy};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A plugin of this repository, built once a test run.
@@ -146,6 +146,37 @@ fn the_example_gives_late_layers_more() {
 }
 
 #[test]
+fn energy_decides_on_a_model() {
+    let (run, slices, observation) = model(10, 64);
+    let mut policy = load_policy(energy(), &Limits::default(), None).unwrap();
+    assert_eq!((policy.info().name.as_str(), policy.origin().api.as_str()), ("energy", "1.0.0"));
+    assert_eq!(policy.origin().sha256.len(), 64);
+    policy.configure(&json!({"metric": "plain", "ramp": false})).unwrap();
+    assert_eq!(policy.info().needs, ["spectrum:plain"]);
+    policy.start(&run, &slices).unwrap();
+    let plan = policy.decide(&observation).unwrap();
+    let factored: u64 =
+        plan.actions.iter().map(|a| if let Change::SetRank(r) = a.change { 128 * u64::from(r) } else { 0 }).sum();
+    let dense = (slices.len() - plan.actions.len()) as u64 * slices[0].dense_parameters;
+    let awake = factored + dense;
+    assert!(awake <= run.budget && awake > run.budget - 10 * 128, "{awake} of {}", run.budget);
+    assert!(plan.actions[0].reason.contains("energy in"), "{}", plan.actions[0].reason);
+    assert_eq!(plan, policy_again(&run, &slices, &observation), "the same input gives the same plan");
+    let state = policy.snapshot().unwrap();
+    policy.restore(&state).unwrap();
+    let fault = policy.restore(b"not a snapshot").unwrap_err();
+    check(&fault, FaultClass::Refused, &["`restore`", "not one of this version"]);
+    policy.decide(&observation).unwrap();
+}
+
+fn policy_again(run: &Run, slices: &[Slice], observation: &Observation) -> Plan {
+    let mut policy = load_policy(energy(), &Limits::default(), None).unwrap();
+    policy.configure(&json!({"metric": "plain", "ramp": false})).unwrap();
+    policy.start(run, slices).unwrap();
+    policy.decide(observation).unwrap()
+}
+
+#[test]
 fn wrong_options_are_refused_by_name() {
     let mut policy = load_policy(energy(), &Limits::default(), None).unwrap();
     let fault = policy.configure(&json!({"energy": 1.5})).unwrap_err();
@@ -165,6 +196,12 @@ fn infinite_loop_is_ended() {
 fn memory_is_capped() {
     attack("memory", FaultClass::Memory, &["of memory, the limit (memory_bytes) is 64 MiB"]);
     attack("huge", FaultClass::Memory, &["wanted 19", "the limit (memory_bytes) is 64 MiB"]);
+}
+
+#[test]
+fn recursion_is_ended() {
+    attack("dive", FaultClass::Memory, &["more than 512 KiB of stack"]);
+    attack("recurse", FaultClass::Trap, &["out of bounds"]);
 }
 
 #[test]
@@ -192,6 +229,30 @@ fn nonsense_answers_are_named() {
     attack("infinite", FaultClass::Answer, &["threshold's level is inf"]);
     attack("long-reason", FaultClass::Answer, &["the reason of action 3 has 1048576 bytes", "text_bytes"]);
     attack("bad-request", FaultClass::Answer, &["requests", "is no name"]);
+}
+
+#[test]
+fn too_much_of_an_answer_is_not_copied() {
+    let (mut policy, mut seen) = hostile(json!({"attack": "million", "step": 1}), &Limits::default());
+    check(
+        &policy.decide(&seen).unwrap_err(),
+        FaultClass::Memory,
+        &["handed the host more than 16 MiB", "transfer_bytes"],
+    );
+    seen.step = 2;
+    policy.decide(&seen).unwrap();
+    let (mut policy, seen) = hostile(json!({"attack": "log-huge"}), &Limits::default());
+    check(
+        &policy.decide(&seen).unwrap_err(),
+        FaultClass::Memory,
+        &["handed the host more than 16 MiB", "transfer_bytes"],
+    );
+    let flood = |memory_bytes| Limits { memory_bytes, call_time: Duration::from_secs(10), ..Limits::default() };
+    let (mut policy, seen) = hostile(json!({"attack": "flood"}), &flood(1 << 30));
+    check(&policy.decide(&seen).unwrap_err(), FaultClass::Memory, &["transfer_bytes"]);
+    let roomy = Limits { transfer_bytes: 256 << 20, ..flood(1 << 30) };
+    let (mut policy, seen) = hostile(json!({"attack": "million"}), &roomy);
+    check(&policy.decide(&seen).unwrap_err(), FaultClass::Answer, &["1000003 actions", "plan_actions"]);
 }
 
 #[test]
@@ -235,6 +296,63 @@ fn cost_is_the_guests_own_time() {
     policy.decide(&seen).unwrap();
     let wall = policy.last_cost().wall;
     assert!(wall > Duration::ZERO && wall < Duration::from_millis(200), "{wall:?}");
+}
+
+/// Collects what reaches the log.
+mod logged {
+    use super::*;
+    use std::io::Write;
+
+    static LINES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+    struct Sink;
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            LINES.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Runs `f` on this thread with a log of its own and answers the log.
+    pub fn by(f: impl FnOnce()) -> String {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+        LINES.lock().unwrap().clear();
+        let log = tracing_subscriber::fmt().with_writer(|| Sink).with_ansi(false).without_time().finish();
+        tracing::subscriber::with_default(log, f);
+        String::from_utf8(std::mem::take(&mut LINES.lock().unwrap())).unwrap()
+    }
+}
+
+#[test]
+fn log_lines_are_limited() {
+    let log = logged::by(|| {
+        let (mut policy, seen) = hostile(json!({"attack": "log-long"}), &Limits::default());
+        let started = Instant::now();
+        policy.decide(&seen).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(10));
+    });
+    assert!(log.len() < 200_000, "{} bytes", log.len());
+    assert!(log.contains("99 more log lines were dropped"), "{}", &log[log.len().saturating_sub(300)..]);
+
+    let log = logged::by(|| {
+        let (mut policy, seen) = hostile(json!({"attack": "log-many"}), &Limits::default());
+        policy.decide(&seen).unwrap();
+        policy.decide(&seen).unwrap();
+    });
+    assert_eq!(log.lines().filter(|l| l.contains("line ")).count(), 200, "100 lines a call");
+    assert_eq!(log.matches("99900 more log lines were dropped").count(), 2);
+    assert!(log.contains("plugin=hostile-policy"), "{}", &log[..300]);
+
+    let log = logged::by(|| {
+        let (mut policy, seen) = hostile(json!({"attack": "log-escape"}), &Limits::default());
+        policy.decide(&seen).unwrap();
+    });
+    assert!(log.contains("cleared your screen") && !log.contains('\x1b'), "{log}");
 }
 
 /// A host with one window of two scores; `delay` is the time a measurement takes.
@@ -383,7 +501,7 @@ fn damaged_plugins_are_refused() {
     }
     // Flipped bits: whatever happens, it is a fault or a plugin, never a panic.
     let mut random = 1u64;
-    for _ in 0..60 {
+    for _ in 0..30 {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let mut bytes = whole.clone();
         let place = (random >> 20) as usize % bytes.len();

@@ -17,8 +17,8 @@ mod resume;
 mod run;
 mod session;
 mod show;
-mod table;
 mod subject;
+mod table;
 mod ui;
 mod undo;
 

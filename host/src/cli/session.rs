@@ -74,7 +74,7 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
         budget,
     };
     let text = toml::to_string(config).context("writing the resolved options")?;
-    crate::model::atomic::write_file(&dir.config(), text.as_bytes())?;
+    crate::atomic::write_file(&dir.config(), text.as_bytes())?;
     let journal = Journal::create(&dir.journal(), record)?;
     drive(prepared, dir, journal, budget, interrupt, begun, g)
 }
@@ -112,7 +112,7 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
     )?;
     if steps.is_some() {
         let text = toml::to_string(&prepared.config).context("writing the resolved options")?;
-        crate::model::atomic::write_file(&dir.config(), text.as_bytes())?;
+        crate::atomic::write_file(&dir.config(), text.as_bytes())?;
     }
     journal.append(Event::Resume { time: step::now() })?;
     drive(prepared, dir, journal, record.budget, interrupt, begun, g)
@@ -164,10 +164,14 @@ fn drive(
     };
     let wake = runner.prove_waking()?;
     screen.closing(runner.events(), &ended, &wake, &path, begun.elapsed());
+    if !wake.identical {
+        bail!("waking everything did not restore the base's outputs; please report this");
+    }
+    let nothing_accepted = runner.events().current().is_none();
     Ok(match ended.fate {
-        _ if !wake.identical => bail!("waking everything did not restore the base's outputs; please report this"),
-        Some(Fate::Rejected) => ExitCode::from(3),
-        Some(Fate::Failed | Fate::Refused) => ExitCode::FAILURE,
+        _ if ended.benched => ExitCode::FAILURE,
+        Some(Fate::Rejected) if nothing_accepted => ExitCode::from(3),
+        Some(Fate::Failed | Fate::Refused) if nothing_accepted => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
 }
@@ -192,9 +196,8 @@ fn prepare(
         ..Limits::default()
     };
     let cache = paths::cache_dir();
-    let compiled = cache.as_ref().map(|c| c.join("plugins"));
-    let mut policy = plugin::load_policy(&config.policy, &limits, compiled.as_deref())?;
-    let mut evaluator = plugin::load_evaluator(&config.evaluator, &limits, compiled.as_deref())?;
+    let mut policy = plugin::load_policy(&config.policy, &limits, cache.as_deref())?;
+    let mut evaluator = plugin::load_evaluator(&config.evaluator, &limits, cache.as_deref())?;
     if let Some(r) = earlier {
         same("policy", &config.policy, &policy.origin().sha256, &r.policy.origin.sha256)?;
         same("evaluator", &config.evaluator, &evaluator.origin().sha256, &r.evaluator.origin.sha256)?;

@@ -11,7 +11,6 @@ mod ffi;
 #[cfg(test)]
 mod kernel_tests;
 pub mod kernels;
-pub mod linalg;
 pub mod memory;
 pub mod quant;
 pub mod spectral;

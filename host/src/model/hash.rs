@@ -4,8 +4,8 @@
 //! path, length, inode and times, so that a checkpoint of gigabytes is read once, not at every run;
 //! without a cache directory it is computed each time. Fails only where a file cannot be read.
 
-use super::atomic::{self, FileError};
 use super::paths;
+use crate::atomic::{self, FileError};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Metadata};
 use std::io::Read;

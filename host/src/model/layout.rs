@@ -3,8 +3,8 @@
 //! Fails with [`NotACheckpoint`], which names the directory, what is wrong and what to do. Only names and
 //! `config.json` are looked at here; the numbers are the loader's.
 
-use super::atomic::FileError;
 use super::hash;
+use crate::atomic::FileError;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 

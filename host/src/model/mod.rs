@@ -4,7 +4,6 @@
 //! says before it is used; what it answers runs on the thread that loaded it.
 
 mod arch;
-pub mod atomic;
 mod block;
 mod cache;
 pub mod chat;

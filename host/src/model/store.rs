@@ -4,13 +4,14 @@
 //! directory is made under a temporary name while its lock is held, so two processes never make the same one
 //! and an interrupted one leaves nothing that could be taken for a model.
 
-use super::atomic::{Lock, Staged};
 use super::gguf::{self, ImportOptions};
+use super::hash;
 use super::layout;
 use super::paths::is_plain_name;
 use super::pypi::{self, Package};
 use super::registry::{Base, Error, FetchProgress, Result, models_dir};
-use super::{atomic::FileError, hash};
+use crate::atomic::FileError;
+use crate::atomic::{Lock, Staged};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};

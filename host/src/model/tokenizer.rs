@@ -7,6 +7,9 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// Bytes of a text: start and end.
+pub type Span = (usize, usize);
+
 /// The tokeniser of one checkpoint.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -66,7 +69,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When the tokeniser refuses the text.
-    pub fn encode_with_offsets(&self, text: &str, special: bool) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    pub fn encode_with_offsets(&self, text: &str, special: bool) -> Result<(Vec<u32>, Vec<Span>)> {
         let encoded = self.inner.encode(text, special).map_err(|e| self.failed(&e))?;
         Ok((encoded.get_ids().to_vec(), encoded.get_offsets().to_vec()))
     }

@@ -289,7 +289,7 @@ impl Journal {
         let mut journal = Journal { path: path.to_owned(), file, events: Vec::new() };
         journal.append(Event::Run(Box::new(run)))?;
         if let Some(dir) = path.parent() {
-            super::files::sync_dir(dir).map_err(io)?;
+            crate::atomic::sync_dir(dir).map_err(|e| io(e.source))?;
         }
         Ok(journal)
     }

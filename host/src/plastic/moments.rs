@@ -246,7 +246,8 @@ fn backward(
     let (_, dhidden) = kernels::fisher_head(&flat(&normed).context(what)?, &model.head_weight()?, seed)?;
     let dhidden = dhidden.reshape(normed.shape()).context(what)?;
     let through_norm = |p: &[Array]| Ok(vec![model.final_norm(&p[0]).map_err(|e| e.source)?]);
-    let (_, back) = mlx_rs::transforms::fallible_vjp(through_norm, &[last.clone()], &[dhidden]).context(what)?;
+    let (_, back) =
+        mlx_rs::transforms::fallible_vjp(through_norm, std::slice::from_ref(last), &[dhidden]).context(what)?;
     let mut dh = back.into_iter().next().ok_or_else(|| Exception::custom("no gradient")).context(what)?;
     mlx::eval([&dh])?;
     for (layer, ids) in layers.iter().enumerate().rev() {

@@ -145,6 +145,8 @@ pub struct Ended {
     pub reason: String,
     /// The fate of the last step, if any ran.
     pub fate: Option<Fate>,
+    /// Whether the policy failed so often that it is not asked again.
+    pub benched: bool,
 }
 
 impl Runner {
@@ -209,6 +211,7 @@ impl Runner {
         self.remember_base()?;
         let mut fate = self.journal.events().steps().last().map(|s| s.fate);
         let mut faults = 0;
+        let mut benched = false;
         let reason = loop {
             if self.next > self.parts.run.steps {
                 break format!("all {} steps taken", self.parts.run.steps);
@@ -221,11 +224,12 @@ impl Runner {
                 break format!("the policy stopped: {why}");
             }
             if faults >= self.parts.max_faults {
+                benched = true;
                 break format!("the policy is benched after {faults} failures in a row, the last: {}", record.reason);
             }
         };
         self.journal.append(Event::End { time: now(), reason: reason.clone() })?;
-        Ok(Ended { reason, fate })
+        Ok(Ended { reason, fate, benched })
     }
 
     /// One step; answers its record and why the policy wants to stop.

@@ -5,7 +5,7 @@
 //! when it is whole; a half-fetched one is `<etag>.incomplete` and is continued by either tool.
 
 use super::{Error, RepoSpec};
-use crate::model::atomic::{self, FileError, Lock};
+use crate::atomic::{self, FileError, Lock};
 use crate::model::layout;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //! tried again with growing pauses; an attempt that brought bytes starts the count anew.
 
 use super::{Error, Settings};
-use crate::model::atomic::FileError;
+use crate::atomic::FileError;
 use crate::model::registry::FetchProgress;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

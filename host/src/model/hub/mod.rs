@@ -11,10 +11,10 @@ mod http;
 
 pub use cache::{Cached, list};
 
-use super::atomic::FileError;
 use super::layout;
 use super::registry::FetchProgress;
 use super::{hash, paths};
+use crate::atomic::FileError;
 use cache::RepoCache;
 use etcetera::BaseStrategy;
 use http::Client;

@@ -34,8 +34,9 @@ plastic_plugin::options! {
     }
 }
 
+/// Misbehaves as its option says.
 #[derive(Default)]
-struct Hostile {
+pub struct Hostile {
     options: Options,
 }
 

@@ -28,6 +28,8 @@ plastic_plugin::choices! {
         Refuse = "refuse",
         /// Log a gigabyte in long lines.
         LogLong = "log-long",
+        /// Log a line that is too long to be handed over.
+        LogHuge = "log-huge",
         /// Log a hundred thousand short lines.
         LogMany = "log-many",
         /// A line with terminal control characters.
@@ -63,8 +65,9 @@ plastic_plugin::options! {
     }
 }
 
+/// Misbehaves as its option says.
 #[derive(Default)]
-struct Hostile {
+pub struct Hostile {
     options: Options,
     /// Calls of `decide` so far; carried by the snapshot.
     decided: u32,
@@ -145,11 +148,12 @@ impl Hostile {
             Attack::Abort => std::process::abort(),
             Attack::Refuse => return Err("no, thank you".into()),
             Attack::LogLong => {
-                let line = "x".repeat(100 << 20);
-                for _ in 0..10 {
-                    info!("{line}");
+                let line = "x".repeat(10 << 20);
+                for _ in 0..100 {
+                    plastic_plugin::logging::log(plastic_plugin::logging::Level::Info, &line);
                 }
             }
+            Attack::LogHuge => info!("{}", "x".repeat(20 << 20)),
             Attack::LogMany => {
                 for i in 0..100_000 {
                     warn!("line {i}");
@@ -203,11 +207,11 @@ fn recurse(depth: u64) -> u64 {
     recurse(depth + 1) + frame[black_box(7)]
 }
 
-/// Frames without memory: they lie on the machine stack.
+/// Frames of a number or two: the machine stack ends first.
 #[inline(never)]
 #[allow(unconditional_recursion, reason = "that is the point")]
 fn dive(depth: u64) -> u64 {
-    dive(depth.wrapping_mul(3)) ^ depth
+    black_box(dive(depth + 1)) ^ depth
 }
 
 export_policy!(Hostile);

@@ -32,10 +32,10 @@ impl FileError {
 fn remedy(e: &io::Error) -> &'static str {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space, or set PLASTIC_CACHE to a directory on a disk that has it, and run the command again"
+            "; free some space, or name another disk (--out for a run, PLASTIC_CACHE for models), and run the command again"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; make it accessible, or set PLASTIC_CACHE to a directory you can write"
+            "; make it accessible, or name another place (--out for a run, PLASTIC_CACHE for models)"
         }
         _ => "",
     }

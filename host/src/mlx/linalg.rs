@@ -1,1 +1,0 @@
-//! Symmetric eigenproblems and matrix roots.

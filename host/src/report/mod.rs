@@ -1,1 +1,0 @@
-//! Events into tables, CSV, JSON and pictures.
