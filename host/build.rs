@@ -34,7 +34,9 @@ fn kernels() {
             None => primitives.define(define, None),
         };
     }
-    primitives.files(["attention", "attention_grad", "pool", "swiglu", "token_nll"].map(|f| format!("native/{f}.cpp")));
+    primitives.files(
+        ["attention", "attention_grad", "gemm", "pool", "swiglu", "token_nll"].map(|f| format!("native/{f}.cpp")),
+    );
     primitives.compile("plastic_kernels");
 
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64");

@@ -36,9 +36,10 @@ class Pool {
   }
 
   void run(uint32_t chunks, const std::function<void(size_t)>& fn) {
-    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+    static thread_local bool inside = false; // a mutex must not be tried by the thread that holds it
+    std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
     int limit = limit_.load(std::memory_order_relaxed);
-    if (!lock.owns_lock() || limit == 1 || chunks <= 1) {
+    if (limit == 1 || chunks <= 1 || inside || !lock.try_lock()) {
       for (uint32_t i = 0; i < chunks; i++) fn(i);
       return;
     }
@@ -51,7 +52,9 @@ class Pool {
     ticket_.store(uint64_t(gen) << 32, std::memory_order_release);
     epoch_.store(gen, std::memory_order_release);
     epoch_.notify_all();
+    inside = true;
     work(gen);
+    inside = false;
     for (int spin = 0; done_.load(std::memory_order_acquire) != chunks;)
       if (++spin < 2000) cpu_pause();
       else std::this_thread::yield();

@@ -169,9 +169,9 @@ fn speed(info: &DeviceInfo) -> Check {
     };
     // One thread beside it tells whether more threads help.
     let one = match info.blas.threads {
-        Some(t) if t > 1 && info.backend == Backend::Cpu && device::set_blas_threads(1) => {
+        Some(t) if t > 1 && info.backend == Backend::Cpu && device::set_product_threads(1) => {
             let one = device::gemm_gflops(n, at_most).ok();
-            device::set_blas_threads(t);
+            device::set_product_threads(t);
             one
         }
         _ => None,
@@ -194,7 +194,7 @@ fn threads(info: &DeviceInfo) -> Check {
     let cores = device::cores();
     let text = match info.blas.threads {
         Some(blas) if blas != info.threads => {
-            format!("{} on {cores} cores, {blas} in the BLAS (OPENBLAS_NUM_THREADS)", info.threads)
+            format!("{} on {cores} cores, {blas} for matrix products", info.threads)
         }
         _ => format!("{} on {cores} cores", info.threads),
     };

@@ -3,11 +3,11 @@
 //! [`init`] is called once by every verb that computes. The rest answers questions about this
 //! process and this machine; a question that cannot be answered is `None`, never a failure.
 //!
-//! Environment: `PLASTIC_THREADS` (threads of the BLAS and of the kernels; default: the cores this
-//! process may use), `OPENBLAS_NUM_THREADS` (the BLAS alone), `PLASTIC_COMPILE=1` (let MLX fuse
-//! operations on the CPU by starting the C++ compiler at run time).
+//! Environment: `PLASTIC_THREADS` (threads of matrix products and kernels; default: the cores this
+//! process may use), `PLASTIC_COMPILE=1` (let MLX fuse operations on the CPU by starting the C++
+//! compiler at run time).
 
-use super::{Array, Context, MlxError, Result};
+use super::{Array, Context, MlxError, Result, kernels};
 use mlx_rs::error::Exception;
 use mlx_rs::{Device, DeviceType};
 use serde::Serialize;
@@ -99,9 +99,7 @@ pub fn init() -> Result<DeviceInfo> {
     if !compile {
         mlx_rs::transforms::compile::disable_compile();
     }
-    if std::env::var_os("OPENBLAS_NUM_THREADS").is_none() || std::env::var_os(THREADS_ENV).is_some() {
-        set_blas_threads(threads);
-    }
+    set_openblas_threads(if kernels::splits_products() { 1 } else { threads });
     let info = DeviceInfo { mlx: version(), backend, name: device_name(kind), blas: blas(), threads, compile };
     Ok(INFO.get_or_init(|| info).clone())
 }
@@ -130,7 +128,15 @@ pub fn cores() -> usize {
 }
 
 /// Sets the threads of one matrix product on the CPU; false where the BLAS in use cannot be told.
-pub fn set_blas_threads(n: usize) -> bool {
+pub fn set_product_threads(n: usize) -> bool {
+    if kernels::splits_products() {
+        kernels::set_threads(n);
+        return true;
+    }
+    set_openblas_threads(n)
+}
+
+fn set_openblas_threads(n: usize) -> bool {
     let (Some(set), Ok(n)) = (openblas::<unsafe extern "C" fn(c_int)>("set_num_threads"), c_int::try_from(n)) else {
         return false;
     };
@@ -231,7 +237,8 @@ pub fn blas() -> Blas {
         return Blas { name: name.into(), detail: None, threads: None };
     };
     // SAFETY: OpenBLAS's `int openblas_get_num_threads(void)`.
-    let threads = usize::try_from(unsafe { count() }).ok();
+    let own = usize::try_from(unsafe { count() }).ok();
+    let threads = if kernels::splits_products() { Some(kernels::threads()) } else { own };
     let detail = openblas::<unsafe extern "C" fn() -> *const c_char>("get_config").and_then(|config| {
         // SAFETY: OpenBLAS's `char* openblas_get_config(void)` answers a static string.
         let text = unsafe { config() };
@@ -330,12 +337,12 @@ mod tests {
         init().unwrap();
         let before = blas();
         if before.name != "OpenBLAS" {
-            assert!(!set_blas_threads(1));
+            assert!(!set_product_threads(1));
             return;
         }
         assert!(before.detail.is_some_and(|d| d.contains("MAX_THREADS")));
-        assert!(set_blas_threads(1));
+        assert!(set_product_threads(1));
         assert_eq!(blas().threads, Some(1));
-        set_blas_threads(before.threads.unwrap());
+        set_product_threads(before.threads.unwrap());
     }
 }

@@ -11,6 +11,7 @@ pub(super) type ErrorText = (*mut c_char, usize);
 unsafe extern "C" {
     pub(super) fn pk_threads() -> c_int;
     pub(super) fn pk_set_threads(n: c_int);
+    pub(super) fn pk_gemm_in_use() -> c_int;
     pub(super) fn pk_isa() -> *const c_char;
     pub(super) fn pk_force_isa(name: *const c_char) -> c_int;
     pub(super) fn pk_swiglu(

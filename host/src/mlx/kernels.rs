@@ -44,6 +44,15 @@ pub fn set_threads(n: usize) {
     let _ = n;
 }
 
+/// Whether MLX's matrix products are cut into blocks for the threads of the primitives (`gemm.cpp`).
+pub fn splits_products() -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: no arguments; only asks the dynamic linker.
+    return unsafe { ffi::pk_gemm_in_use() } == 1;
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
 /// Instruction set in use: `scalar`, `avx2` or `avx512`; `mlx` where MLX's own kernels run.
 pub fn isa() -> &'static str {
     #[cfg(target_os = "linux")]

@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod memory;
 pub mod quant;
 pub mod spectral;
+pub mod workers;
 
 pub use mlx_rs::{Array, Dtype};
 

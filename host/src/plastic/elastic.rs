@@ -8,7 +8,7 @@ use super::bank::{Bank, BankError, Parking};
 use super::factor::{self, Metric, SliceMoments};
 use super::moments::Moments;
 use super::state::{Awake, DENSE};
-use crate::mlx;
+use crate::mlx::{self, Array, workers};
 use crate::model::{Error as ModelError, Factors, Model};
 use crate::plugin::contract::{Slice, SliceState};
 use std::collections::HashMap;
@@ -49,6 +49,13 @@ pub enum ElasticError {
     #[error("interrupted while factoring")]
     Interrupted,
 }
+
+/// Memory for matrices that are being decomposed.
+const DECOMPOSING_BYTES: u64 = 4 << 30;
+
+/// A slice's position, weight and moments, and what to do with them.
+type Input<T> =
+    (usize, Array, Metric, Option<SliceMoments>, fn(&Array, Metric, Option<&SliceMoments>) -> mlx::Result<T>);
 
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, ElasticError>;
@@ -193,11 +200,9 @@ impl Elastic {
         for r in &mut self.running {
             r.dwell = r.dwell.saturating_add(1);
         }
-        for (n, &i) in changed.iter().enumerate() {
-            if !progress(n, changed.len(), &self.slices[i].name) {
-                return Err(ElasticError::Interrupted);
-            }
-            self.set(i, &awake[i], how)?;
+        self.make_banks(&changed, awake, how, progress)?;
+        for &i in &changed {
+            self.set(i, &awake[i])?;
             self.running[i].dwell = 0;
         }
         for (r, f) in self.running.iter_mut().zip(frozen) {
@@ -206,34 +211,66 @@ impl Elastic {
         Ok(())
     }
 
-    fn set(&mut self, i: usize, awake: &Awake, how: &Factoring) -> Result<()> {
-        let factors = match awake.is_dense() {
-            true => None,
-            false => {
-                let kept = self.running[i].bank.clone().filter(|b| how.metric.is_none_or(|m| m == b.metric));
-                let bank = match (kept, how.metric) {
-                    (Some(bank), _) => bank,
-                    (None, Some(metric)) => Rc::new(self.make_bank(i, awake, metric, how)?),
-                    (None, None) => return Err(ElasticError::NoBank { slice: self.slices[i].name.clone() }),
-                };
-                let factors = bank.factors(awake)?;
-                self.running[i].bank = Some(bank);
-                Some(factors)
+    /// Gives every changed slice that will not be dense a bank in the wanted metric.
+    fn make_banks(
+        &mut self,
+        changed: &[usize],
+        awake: &[Awake],
+        how: &Factoring,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+    ) -> Result<()> {
+        let Some(metric) = how.metric else { return Ok(()) };
+        let wanted =
+            |&&i: &&usize| !awake[i].is_dense() && self.running[i].bank.as_ref().is_none_or(|b| b.metric != metric);
+        let missing: Vec<usize> = changed.iter().filter(wanted).copied().collect();
+        let mut made = Vec::with_capacity(missing.len());
+        self.decompose(&missing, metric, how.moments, progress, factor::components, |i, components| {
+            made.push((i, Bank::new(&components, metric, &awake[i], how.parking)?));
+            Ok(())
+        })?;
+        for (i, bank) in made {
+            self.running[i].bank = Some(Rc::new(bank));
+        }
+        Ok(())
+    }
+
+    /// Does `work` on the weight and moments of each of `these` slices, several at a time.
+    fn decompose<T: Send + 'static>(
+        &self,
+        these: &[usize],
+        metric: Metric,
+        moments: Option<&Moments>,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+        work: fn(&Array, Metric, Option<&SliceMoments>) -> mlx::Result<T>,
+        mut take: impl FnMut(usize, T) -> Result<()>,
+    ) -> Result<()> {
+        let side = these.iter().map(|&i| u64::from(self.slices[i].max_rank)).max().unwrap_or(1);
+        // A dozen float64 matrices of the smaller side are alive in each thread.
+        let at_once = (DECOMPOSING_BYTES / (96 * side * side)).clamp(1, 64) as usize;
+        let inputs = these.iter().enumerate().map(|(n, &i)| {
+            if !progress(n, these.len(), &self.slices[i].name) {
+                return Err(ElasticError::Interrupted);
             }
+            let moments = self.moments_of(i, metric, moments)?;
+            Ok((i, self.model.dense_weight(self.positions[i])?, metric, moments, work))
+        });
+        let one = |(i, w, metric, moments, work): Input<T>| (i, work(&w, metric, moments.as_ref()));
+        workers::for_each(at_once, inputs, one, |(i, result)| {
+            let slice = || self.slices[i].name.clone();
+            take(i, result.map_err(|source| ElasticError::Factor { slice: slice(), source })?)
+        })
+    }
+
+    fn set(&mut self, i: usize, awake: &Awake) -> Result<()> {
+        let factors = match (awake.is_dense(), &self.running[i].bank) {
+            (true, _) => None,
+            (false, Some(bank)) => Some(bank.factors(awake)?),
+            (false, None) => return Err(ElasticError::NoBank { slice: self.slices[i].name.clone() }),
         };
         self.model.set_factors(self.positions[i], factors.clone());
         self.running[i].factors = factors;
         self.running[i].awake = awake.clone();
         Ok(())
-    }
-
-    fn make_bank(&self, i: usize, awake: &Awake, metric: Metric, how: &Factoring) -> Result<Bank> {
-        let moments = self.moments_of(i, metric, how.moments)?;
-        let w = self.model.dense_weight(self.positions[i])?;
-        let slice = self.slices[i].name.clone();
-        let components = factor::components(&w, metric, moments.as_ref())
-            .map_err(|source| ElasticError::Factor { slice, source })?;
-        Ok(Bank::new(&components, metric, awake, how.parking)?)
     }
 
     fn moments_of(&self, i: usize, metric: Metric, moments: Option<&Moments>) -> Result<Option<SliceMoments>> {
@@ -242,8 +279,10 @@ impl Elastic {
         }
         let position = self.positions[i];
         let of = moments.and_then(|m| m.of(position, &self.model.slices()[position]));
-        let none = || ElasticError::NoMoments { slice: self.slices[i].name.clone(), metric: metric.name() };
-        of.ok_or_else(none).map(Some)
+        let name = || self.slices[i].name.clone();
+        let of = of.ok_or_else(|| ElasticError::NoMoments { slice: name(), metric: metric.name() })?;
+        mlx::eval([&of.input, &of.output]).map_err(|source| ElasticError::Factor { slice: name(), source })?;
+        Ok(Some(of))
     }
 
     /// Singular values of every slice in one metric.
@@ -256,17 +295,12 @@ impl Elastic {
         moments: Option<&Moments>,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut out = Vec::with_capacity(self.slices.len());
-        for (i, s) in self.slices.iter().enumerate() {
-            if !progress(i, self.slices.len(), &s.name) {
-                return Err(ElasticError::Interrupted);
-            }
-            let m = self.moments_of(i, metric, moments)?;
-            let w = self.model.dense_weight(self.positions[i])?;
-            let values = factor::spectrum(&w, metric, m.as_ref())
-                .map_err(|source| ElasticError::Factor { slice: s.name.clone(), source })?;
-            out.push(values);
-        }
+        let mut out = vec![Vec::new(); self.slices.len()];
+        let all: Vec<usize> = (0..self.slices.len()).collect();
+        self.decompose(&all, metric, moments, progress, factor::spectrum, |i, values| {
+            out[i] = values;
+            Ok(())
+        })?;
         Ok(out)
     }
 

@@ -146,7 +146,10 @@ impl Sandbox {
         function: &str,
         f: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<(R, Duration), Fault> {
-        let clock = &mut store.data_mut().clock;
+        let state = store.data_mut();
+        // The name is known once the first instance has described itself.
+        state.log.plugin.clone_from(&self.plugin);
+        let clock = &mut state.clock;
         (clock.started, clock.in_host) = (Instant::now(), Duration::ZERO);
         store.set_epoch_deadline(engine::ticks(self.limits.call_time));
         let result = f(store);
