@@ -23,7 +23,7 @@ const SMALL: [&str; 14] = [
     "--budget",
     "0.9",
     "--max-loss-increase",
-    "0.5",
+    "2",
 ];
 
 fn small(out: &str, more: &[&str]) -> Vec<String> {

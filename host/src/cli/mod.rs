@@ -41,7 +41,7 @@ pub struct Global {
 
 /// Runs language models on MLX with rank that can sleep and wake, decided by plugins.
 #[derive(Parser, Debug)]
-#[command(name = "plastic-host", version, about, args_conflicts_with_subcommands = true, after_help = run::EXAMPLES)]
+#[command(name = "plastic-host", version, about, args_conflicts_with_subcommands = true, args_override_self = true, after_help = run::EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -52,7 +52,7 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
             // Nothing ran: leave no empty directory behind.
             let _ = std::fs::remove_file(path.join(".lock"));
             let _ = std::fs::remove_dir(&path);
-            return Err(e);
+            return stopped(e, &interrupt, g);
         }
     };
     let parameters: u64 = prepared.elastic.slices().iter().map(|s| s.dense_parameters).sum();
@@ -102,7 +102,10 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
             taken + 3
         );
     }
-    let mut prepared = prepare(config, Some(&record), &interrupt, g)?;
+    let mut prepared = match prepare(config, Some(&record), &interrupt, g) {
+        Ok(p) => p,
+        Err(e) => return stopped(e, &interrupt, g),
+    };
     rundir::apply_state(
         dir.path(),
         journal.events(),
@@ -116,6 +119,15 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
     }
     journal.append(Event::Resume { time: step::now() })?;
     drive(prepared, dir, journal, record.budget, interrupt, begun, g)
+}
+
+/// An error before the first step: an exit code of its own where Ctrl-C caused it.
+fn stopped(e: anyhow::Error, interrupt: &Interrupt, g: &Global) -> anyhow::Result<ExitCode> {
+    if !interrupt.raised() {
+        return Err(e);
+    }
+    ui::fail(&e, g);
+    Ok(ExitCode::from(130))
 }
 
 /// Runs the loop, proves that everything can be woken, and shows the end.

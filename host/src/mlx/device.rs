@@ -118,7 +118,7 @@ pub fn threads() -> Result<usize> {
 fn parse_threads(text: &str) -> Result<usize> {
     text.trim().parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or_else(|| MlxError {
         what: "starting MLX".into(),
-        source: Exception::custom(format!("{THREADS_ENV}={text} is not a whole number from 1 to {MAX_THREADS}")),
+        exception: Exception::custom(format!("{THREADS_ENV}={text} is not a whole number from 1 to {MAX_THREADS}")),
     })
 }
 
@@ -189,7 +189,7 @@ fn check_product(product: &Array, n: i32) -> Result<()> {
         true => Ok(()),
         false => Err(MlxError {
             what: what.into(),
-            source: Exception::custom(format!("expected {expected} everywhere, found {low} to {high}")),
+            exception: Exception::custom(format!("expected {expected} everywhere, found {low} to {high}")),
         }),
     }
 }

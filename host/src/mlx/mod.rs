@@ -20,17 +20,23 @@ pub use mlx_rs::{Array, Dtype};
 
 /// An MLX operation failed; `what` names the operation in the caller's words.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {}", source.what())]
+#[error("{what}: {}", plainly(exception.what()))]
 pub struct MlxError {
     /// What was being done.
     pub what: String,
     /// MLX's own text.
-    pub source: mlx_rs::error::Exception,
+    pub exception: mlx_rs::error::Exception,
+}
+
+/// MLX's words without the place in its source code.
+pub fn plainly(what: &str) -> &str {
+    let what = what.trim_matches('"');
+    what.find(" at mlx-c/").map_or(what, |end| &what[..end])
 }
 
 impl From<mlx_rs::error::Exception> for MlxError {
-    fn from(source: mlx_rs::error::Exception) -> Self {
-        MlxError { what: "MLX".into(), source }
+    fn from(exception: mlx_rs::error::Exception) -> Self {
+        MlxError { what: "MLX".into(), exception }
     }
 }
 
@@ -45,7 +51,7 @@ pub trait Context<T> {
 
 impl<T> Context<T> for std::result::Result<T, mlx_rs::error::Exception> {
     fn context(self, what: impl Into<String>) -> Result<T> {
-        self.map_err(|source| MlxError { what: what.into(), source })
+        self.map_err(|exception| MlxError { what: what.into(), exception })
     }
 }
 

@@ -163,7 +163,7 @@ impl Packed {
             self.scales.shape(),
             self.scheme
         );
-        MlxError { what: op.into(), source: mlx_rs::error::Exception::custom(text) }
+        MlxError { what: op.into(), exception: mlx_rs::error::Exception::custom(text) }
     }
 }
 

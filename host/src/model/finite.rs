@@ -35,7 +35,7 @@ pub(crate) fn first_bad_code(a: &Array, e4m3: bool) -> Result<Option<usize>> {
 fn slice<T: mlx_rs::ArrayElement>(a: &Array) -> Result<&[T]> {
     a.try_as_slice::<T>().map_err(|e| MlxError {
         what: "reading a tensor".into(),
-        source: mlx_rs::error::Exception::custom(e.to_string()),
+        exception: mlx_rs::error::Exception::custom(e.to_string()),
     })
 }
 

@@ -67,7 +67,6 @@ struct Running {
     bank: Option<Rc<Bank>>,
     factors: Option<Factors>,
     frozen: bool,
-    dwell: u32,
 }
 
 /// The running state of all slices, cheap to copy: tensors are shared.
@@ -78,6 +77,11 @@ impl Snapshot {
     /// What is awake, slice by slice.
     pub fn awake(&self) -> Vec<Awake> {
         self.0.iter().map(|r| r.awake.clone()).collect()
+    }
+
+    /// Whether each slice is frozen.
+    pub fn frozen(&self) -> Vec<bool> {
+        self.0.iter().map(|r| r.frozen).collect()
     }
 }
 
@@ -104,7 +108,7 @@ impl Elastic {
     /// Takes a model; `chosen` are the positions of the slices that may change, ascending.
     pub fn new(model: Model, chosen: Vec<usize>) -> Elastic {
         let slices = chosen.iter().filter_map(|&p| model.slices().get(p)).map(describe).collect::<Vec<_>>();
-        let dense = Running { awake: DENSE, bank: None, factors: None, frozen: false, dwell: 0 };
+        let dense = Running { awake: DENSE, bank: None, factors: None, frozen: false };
         let running = vec![dense; slices.len()];
         Elastic { model, positions: chosen, slices, running }
     }
@@ -134,7 +138,7 @@ impl Elastic {
         self.running.iter().map(|r| super::plan::Subject { awake: r.awake.clone(), frozen: r.frozen }).collect()
     }
 
-    /// The state as policies see it.
+    /// The state as policies see it; `dwell` is for the owner of the history to fill in.
     pub fn states(&self) -> Vec<SliceState> {
         self.running.iter().zip(&self.slices).map(|(r, s)| state_of(r, s)).collect()
     }
@@ -197,13 +201,9 @@ impl Elastic {
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
     ) -> Result<()> {
         let changed: Vec<usize> = (0..self.running.len()).filter(|&i| awake[i] != self.running[i].awake).collect();
-        for r in &mut self.running {
-            r.dwell = r.dwell.saturating_add(1);
-        }
         self.make_banks(&changed, awake, how, progress)?;
         for &i in &changed {
             self.set(i, &awake[i])?;
-            self.running[i].dwell = 0;
         }
         for (r, f) in self.running.iter_mut().zip(frozen) {
             r.frozen = *f;
@@ -345,7 +345,7 @@ fn state_of(r: &Running, s: &Slice) -> SliceState {
         dense: r.awake.is_dense(),
         dense_allowed: true,
         frozen: r.frozen,
-        dwell: r.dwell,
+        dwell: 0,
         parameters,
         bytes: 4 * parameters,
         parked_bytes: r.bank.as_ref().map_or(0, |b| b.parked_bytes(&r.awake, s.rows, s.cols)),

@@ -14,18 +14,20 @@ pub fn write_tensors(path: &Path, tensors: &[(String, Array)]) -> io::Result<()>
     std::fs::create_dir_all(dir)?;
     let temp = tempfile::Builder::new().prefix(".partial-").suffix(".safetensors").tempfile_in(dir)?;
     let by_name = tensors.iter().map(|(k, v)| (k.as_str(), v));
-    Array::save_safetensors(by_name, None, temp.path()).map_err(|e| io::Error::other(e.to_string()))?;
+    Array::save_safetensors(by_name, None, temp.path()).map_err(|e| unwritten(&e.to_string()))?;
     // MLX opened the path itself and does not report every failed write: count what arrived.
     let expected: u64 = tensors.iter().map(|(_, a)| a.nbytes() as u64).sum();
     if data_bytes(temp.path())? != expected {
-        return Err(io::Error::new(
-            io::ErrorKind::StorageFull,
-            "the file could not be written whole; the disk may be full",
-        ));
+        return Err(io::Error::new(io::ErrorKind::StorageFull, "it cannot be written whole; is the disk full?"));
     }
     temp.as_file().sync_all()?;
     temp.persist(path).map_err(|e| e.error)?;
     sync_dir(dir).map_err(|e| e.source)
+}
+
+/// MLX's refusal to write, without the place in its source code.
+fn unwritten(text: &str) -> io::Error {
+    io::Error::other(format!("cannot be written whole: {}; is the disk full?", crate::mlx::plainly(text)))
 }
 
 /// Bytes behind the header of a safetensors file.

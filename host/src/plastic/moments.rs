@@ -245,7 +245,7 @@ fn backward(
     let normed = model.final_norm(last)?;
     let (_, dhidden) = kernels::fisher_head(&flat(&normed).context(what)?, &model.head_weight()?, seed)?;
     let dhidden = dhidden.reshape(normed.shape()).context(what)?;
-    let through_norm = |p: &[Array]| Ok(vec![model.final_norm(&p[0]).map_err(|e| e.source)?]);
+    let through_norm = |p: &[Array]| Ok(vec![model.final_norm(&p[0]).map_err(|e| e.exception)?]);
     let (_, back) =
         mlx_rs::transforms::fallible_vjp(through_norm, std::slice::from_ref(last), &[dhidden]).context(what)?;
     let mut dh = back.into_iter().next().ok_or_else(|| Exception::custom("no gradient")).context(what)?;
@@ -259,7 +259,7 @@ fn backward(
         }
         let run = |p: &[Array]| {
             let probe = Probe { first: ids[0], zeros: &p[1..] };
-            Ok(vec![model.layer(layer, &p[0], None, Some(&probe)).map_err(|e| e.source)?])
+            Ok(vec![model.layer(layer, &p[0], None, Some(&probe)).map_err(|e| e.exception)?])
         };
         let (_, grads) = mlx_rs::transforms::fallible_vjp(run, &primals, &[dh]).context(what)?;
         mlx::eval(&grads)?;

@@ -12,6 +12,7 @@ use super::measure::{HostMeasure, ScoreBook};
 use super::moments::Moments;
 use super::plan::{self, Resolved};
 use super::rundir::{RunDir, RunError};
+use super::state::DENSE;
 use crate::mlx::{self, Array};
 use crate::model::{Error as ModelError, Tokenizer, hash};
 use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Spectrum, Task, Verdict};
@@ -135,6 +136,8 @@ pub struct Runner {
     /// Step whose state is current.
     parent: u32,
     next: u32,
+    /// Step at which each slice last changed.
+    changed: Vec<u32>,
     probe_base: Option<String>,
 }
 
@@ -164,19 +167,19 @@ impl Runner {
         let last_step = events.steps().last().cloned();
         let current = events.current().cloned();
         let next = last_step.as_ref().map_or(1, |s| s.step + 1);
-        let (mut metrics, mut last) = (Vec::new(), None);
-        if let Some(s) = &last_step {
-            let undone = current.as_ref().map(|c| c.step) != Some(s.step) && s.fate == Fate::Committed;
-            let basis = if undone { current.as_ref() } else { Some(s) };
-            if let Some(s) = basis {
-                let state = from_hex(&s.policy_state);
-                if !state.is_empty() {
-                    parts.policy.restore(&state)?;
-                }
-                last = Some(outcome(s));
-                metrics = s.verdict.as_ref().map_or_else(Vec::new, |v| v.metrics.clone());
+        // After an undo the policy is as it was after the step whose state is current again.
+        let undone = events.iter().rev().take_while(|e| !matches!(e, Event::Step(_)));
+        let undone = undone.into_iter().any(|e| matches!(e, Event::Undo { .. }));
+        let basis = if undone { &current } else { &last_step };
+        if let Some(s) = basis {
+            let state = from_hex(&s.policy_state);
+            if !state.is_empty() {
+                parts.policy.restore(&state)?;
             }
         }
+        let last = basis.as_ref().map(outcome);
+        let metrics = current.iter().filter_map(|s| s.verdict.as_ref()).flat_map(|v| v.metrics.clone()).collect();
+        let changed = changes(events, parts.elastic.slices().len());
         let book = ScoreBook::new(parts.windows.len());
         let parent = current.map_or(0, |s| s.step);
         Ok(Runner {
@@ -189,6 +192,7 @@ impl Runner {
             last,
             parent,
             next,
+            changed,
             probe_base: None,
         })
     }
@@ -210,7 +214,10 @@ impl Runner {
     pub fn run(&mut self, watcher: &mut dyn Watcher) -> Result<Ended> {
         self.remember_base()?;
         let mut fate = self.journal.events().steps().last().map(|s| s.fate);
-        let mut faults = 0;
+        let mut faults = match self.journal.events().ended() {
+            Some(_) => 0,
+            None => self.failures_in_a_row(),
+        };
         let mut benched = false;
         let reason = loop {
             if self.next > self.parts.run.steps {
@@ -270,10 +277,13 @@ impl Runner {
         record.times.total = begun.elapsed().as_secs_f64();
         self.journal.append(Event::Step(Box::new(record.clone())))?;
         self.last = Some(outcome(&record));
-        if let Some(v) = record.verdict.as_ref().filter(|_| record.fate == Fate::Committed) {
-            self.metrics = v.metrics.clone();
+        if record.fate == Fate::Committed {
             self.parent = record.step;
-            self.book.promote();
+            self.changed = changes(self.journal.events(), self.changed.len());
+            if let Some(v) = &record.verdict {
+                self.metrics = v.metrics.clone();
+                self.book.promote();
+            }
         }
         self.next += 1;
         Ok((record, stop))
@@ -333,11 +343,20 @@ impl Runner {
         )?;
         record.after = self.footprint();
         record.ranks_after = self.ranks();
+        let candidate = self.parts.elastic.snapshot();
+        let commit = |record: &mut StepRecord| {
+            record.fate = Fate::Committed;
+            record.state = Some(candidate.awake());
+            record.frozen = (0u32..).zip(&resolved.frozen).filter(|(_, f)| **f).map(|(i, _)| i).collect();
+        };
         if resolved.changed.is_empty() {
             record.reason = "the plan changes nothing".into();
+            if candidate.frozen() != before.frozen() {
+                record.reason = "the plan freezes and thaws only: nothing to measure".into();
+                commit(record);
+            }
             return Ok(());
         }
-        let candidate = self.parts.elastic.snapshot();
         let judged = clock.time(|t| &mut t.evaluate, || self.judge(record.step, before, &candidate, watcher));
         clock.0.scoring = self.book.seconds();
         if watcher.interrupted() {
@@ -356,9 +375,7 @@ impl Runner {
                 if accepted {
                     record.banks = clock
                         .time(|t| &mut t.commit, || self.parts.dir.write_banks(record.step, &mut self.parts.elastic))?;
-                    record.fate = Fate::Committed;
-                    record.state = Some(candidate.awake());
-                    record.frozen = (0u32..).zip(&resolved.frozen).filter(|(_, f)| **f).map(|(i, _)| i).collect();
+                    commit(record);
                 } else {
                     self.parts.elastic.restore(before);
                     record.fate = Fate::Rejected;
@@ -452,7 +469,7 @@ impl Runner {
         Ok(Observation {
             step: self.next,
             awake: self.parts.elastic.parameters(),
-            slices: self.parts.elastic.states(),
+            slices: self.states(),
             spectra,
             values,
             asleep,
@@ -460,6 +477,22 @@ impl Runner {
             last: self.last.clone(),
             attributes: Vec::new(),
         })
+    }
+
+    /// The slices' states, with the steps since each changed.
+    fn states(&self) -> Vec<contract::SliceState> {
+        let mut states = self.parts.elastic.states();
+        for (s, at) in states.iter_mut().zip(&self.changed) {
+            s.dwell = self.next.saturating_sub(1 + at);
+        }
+        states
+    }
+
+    /// Failed and refused steps at the end of the journal.
+    fn failures_in_a_row(&self) -> u32 {
+        let steps: Vec<_> = self.journal.events().steps().collect();
+        let failed = steps.iter().rev().take_while(|s| matches!(s.fate, Fate::Failed | Fate::Refused));
+        failed.count() as u32
     }
 
     fn footprint(&self) -> Footprint {
@@ -524,6 +557,23 @@ impl Runner {
         self.journal.append(Event::Wake(record.clone()))?;
         Ok(record)
     }
+}
+
+/// The step at which each slice last changed on the way to the current state; 0 where it never did.
+fn changes(events: &[Event], slices: usize) -> Vec<u32> {
+    let mut changed = vec![0; slices];
+    let mut at = events.current();
+    while let Some(s) = at {
+        let parent = events.committed(s.parent).filter(|p| p.step < s.step);
+        for (i, last) in changed.iter_mut().enumerate().filter(|(_, last)| **last == 0) {
+            let of = |s: &StepRecord| s.state.as_ref().and_then(|all| all.get(i).cloned()).unwrap_or(DENSE);
+            if of(s) != parent.map_or(DENSE, of) {
+                *last = s.step;
+            }
+        }
+        at = parent;
+    }
+    changed
 }
 
 /// Sums up the phases of a step.
