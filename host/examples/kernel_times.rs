@@ -55,7 +55,7 @@ impl Table {
 fn gradients(inputs: &[Array], f: &dyn Fn(&[Array]) -> Result<Array>) -> Result<Vec<Array>> {
     let y = f(inputs)?;
     let ct = mlx_rs::ops::ones::<f32>(y.shape())?;
-    let g = |x: &[Array]| f(x).map(|y| vec![y]).map_err(|e| e.source);
+    let g = |x: &[Array]| f(x).map(|y| vec![y]).map_err(|e| e.exception);
     Ok(mlx_rs::transforms::fallible_vjp(g, inputs, &[ct])?.1)
 }
 

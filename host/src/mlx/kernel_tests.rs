@@ -51,7 +51,7 @@ pub(super) fn same_with_gradients(what: &str, inputs: &[Array], got: Op, want: O
     let run = |op: Op| {
         let y = op(inputs).unwrap();
         let ct = random(y.shape(), 1.0, 99);
-        let f = |x: &[Array]| op(x).map(|y| vec![y]).map_err(|e| e.source);
+        let f = |x: &[Array]| op(x).map(|y| vec![y]).map_err(|e| e.exception);
         let (_, grads) = vjp(f, inputs, &[ct]).unwrap();
         std::iter::once(y).chain(grads).collect::<Vec<_>>()
     };
@@ -170,7 +170,9 @@ fn fisher_labels_follow_the_softmax_and_the_gradient_is_of_the_drawn_label() {
             assert!((share - p).abs() < 4.5 * sd, "token {token}: share {share}, probability {p}");
         }
         let f = |x: &[Array]| {
-            composed::token_nll(&x[0], &head, &Array::from_slice(&labels, &[n])).map(|y| vec![y]).map_err(|e| e.source)
+            composed::token_nll(&x[0], &head, &Array::from_slice(&labels, &[n]))
+                .map(|y| vec![y])
+                .map_err(|e| e.exception)
         };
         let (_, want) = vjp(f, std::slice::from_ref(&hidden), &[mlx_rs::ops::ones::<f32>(&[n]).unwrap()]).unwrap();
         assert!(difference(&grad, &want[0]) < 5e-6);
