@@ -47,11 +47,22 @@ fn remedy(e: &io::Error) -> &'static str {
 /// Where the directory cannot be written or the disk is full; the old file is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut tmp = tempfile::NamedTempFile::new_in(dir).map_err(FileError::at("creating a file in", dir))?;
+    let mut tmp =
+        shared(&mut tempfile::Builder::new()).tempfile_in(dir).map_err(FileError::at("creating a file in", dir))?;
     tmp.write_all(bytes).map_err(FileError::at("writing", path))?;
     tmp.as_file().sync_all().map_err(FileError::at("syncing", path))?;
     tmp.persist(path).map_err(|e| FileError::at("renaming a file to", path)(e.error))?;
     sync_dir(dir)
+}
+
+/// Temporary files are private by default; what becomes a file of the user's gets the rights of any new file.
+pub fn shared<'a, 'b, 'c>(builder: &'c mut tempfile::Builder<'a, 'b>) -> &'c mut tempfile::Builder<'a, 'b> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder
 }
 
 /// Makes a rename in `dir` survive a power cut. A no-op where directories cannot be opened.

@@ -114,7 +114,7 @@ pub(crate) struct Spectrum {
 pub struct Outcome {
     /// Step of the plan.
     pub step: u32,
-    /// `committed`, `rejected` (by an evaluator), `refused` (by the host) or `failed`.
+    /// `committed`, `held` (nothing changed), `rejected` (by an evaluator), `refused` (by the host) or `failed`.
     pub fate: String,
     /// Why.
     pub reason: String,

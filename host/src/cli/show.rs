@@ -82,7 +82,7 @@ impl Screen {
         anstream::println!("{} ({:.1} s); {state}", sentence(&ended.reason), took.as_secs_f64());
         let proof =
             if wake.identical { "every logit is the base's, bit for bit" } else { "LOGITS DIFFER FROM THE BASE" };
-        anstream::println!("woke everything in {:.1} ms: {proof}", 1000.0 * wake.seconds);
+        anstream::println!("woke everything in {:.3} ms: {proof}", 1000.0 * wake.seconds);
         if current.is_some() {
             let p = path.display();
             anstream::println!("\nuse it:   plastic-host generate --state {p} --prompt \"...\"");

@@ -1,6 +1,6 @@
 //! Tensor files that are either whole or not there.
 
-use crate::atomic::sync_dir;
+use crate::atomic::{shared, sync_dir};
 use crate::mlx::Array;
 use std::io;
 use std::path::Path;
@@ -12,7 +12,8 @@ use std::path::Path;
 pub fn write_tensors(path: &Path, tensors: &[(String, Array)]) -> io::Result<()> {
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir)?;
-    let temp = tempfile::Builder::new().prefix(".partial-").suffix(".safetensors").tempfile_in(dir)?;
+    let mut builder = tempfile::Builder::new();
+    let temp = shared(&mut builder).prefix(".partial-").suffix(".safetensors").tempfile_in(dir)?;
     let by_name = tensors.iter().map(|(k, v)| (k.as_str(), v));
     Array::save_safetensors(by_name, None, temp.path()).map_err(|e| unwritten(&e.to_string()))?;
     // MLX opened the path itself and does not report every failed write: count what arrived.
