@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <thread>
 
 #include "plastic.h"
@@ -24,6 +25,9 @@ int available_cores() {
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
   return int(std::thread::hardware_concurrency());
 }
+
+// What the host found; it knows the limits of containers too. 0 until it says.
+std::atomic<int> default_threads{0};
 
 // Persistent workers. The caller works too and waits only for chunks that a worker has really begun,
 // so a worker that is asleep or preempted costs nothing. Workers spin for some 0.1 ms, then sleep on a
@@ -66,10 +70,17 @@ class Pool {
  private:
   Pool() {
     const char* e = getenv("PLASTIC_THREADS");
-    int n = e && *e ? atoi(e) : available_cores();
+    int wanted = default_threads.load();
+    int n = e && *e ? atoi(e) : wanted ? wanted : available_cores();
     size_ = n < 1 ? 1 : (n > 256 ? 256 : n);
     limit_ = size_;
-    for (int t = 1; t < size_; t++) std::thread([this, t] { worker(t); }).detach();
+    for (int t = 1; t < size_; t++) {
+      try {
+        std::thread([this, t] { worker(t); }).detach();
+      } catch (const std::system_error&) { // as many as the system lets us have
+        limit_ = size_ = t;
+      }
+    }
   }
 
   void worker(int index) {
@@ -84,7 +95,8 @@ class Pool {
   // A ticket is generation << 32 | next chunk: a late worker cannot take a chunk of a generation that
   // is over, and run() does not return while a claimed chunk is unfinished, so fn_ stays valid for
   // whoever holds one.
-  void work(uint32_t gen) {
+  // Out of memory in a chunk ends the process: workers must not be left with a function that is gone.
+  void work(uint32_t gen) noexcept {
     uint64_t t = ticket_.load(std::memory_order_acquire);
     while (uint32_t(t >> 32) == gen && uint32_t(t) < chunks_.load(std::memory_order_acquire)) {
       if (!ticket_.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel)) continue;
@@ -181,6 +193,8 @@ mx::array dense(const mx::array& a, mx::cpu::CommandEncoder& enc) {
 } // namespace pk
 
 // ---- C surface
+// Threads to start with; counts before the pool is first used.
+extern "C" void pk_default_threads(int n) { pk::default_threads = n; }
 extern "C" int pk_threads(void) { return pk::threads(); }
 extern "C" void pk_set_threads(int n) { pk::Pool::instance().set_limit(n); }
 extern "C" const char* pk_isa(void) { return pk::simd().name; }

@@ -1,8 +1,9 @@
 //! Runs language models on MLX with rank that can sleep and wake, decided by plugins.
 //!
-//! Imports run one way: `cli → {plastic, eval} → {model, plugin} → mlx`; `atomic` serves all.
+//! Imports run one way: `cli → {plastic, eval} → {model, plugin} → mlx`; `atomic` and `calm` serve all.
 
 pub mod atomic;
+pub mod calm;
 pub mod cli;
 pub mod eval;
 pub mod mlx;

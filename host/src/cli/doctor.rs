@@ -221,7 +221,9 @@ fn kernels() -> Check {
     } else {
         Check::ok("processor", if list.is_empty() { std::env::consts::ARCH.into() } else { list.join(" ") })
     };
-    check.fact("features", json!(list))
+    let mut check = check.fact("features", json!(list)).fact("kernels", mlx_kernels::isa());
+    check.text.push_str(&format!("; kernels: {}", mlx_kernels::isa()));
+    check
 }
 
 /// Whether MLX would compile and load code from the temporary directory.

@@ -77,6 +77,7 @@ enum Verb {
 
 /// Entry point of the program.
 pub fn main() -> ExitCode {
+    crate::calm::install();
     let cli = Cli::parse();
     ui::init(&cli.global);
     let g = &cli.global;

@@ -89,6 +89,7 @@ pub fn init() -> Result<DeviceInfo> {
     // The first fallible call replaces mlx-c's error handler, which would end the process.
     mlx_rs::memory::active_memory().context("starting MLX")?;
     let threads = threads()?;
+    kernels::default_threads(threads);
     let kind = Device::try_default().and_then(|d| d.get_type()).context("asking MLX for its default device")?;
     let backend = match kind {
         DeviceType::Cpu => Backend::Cpu,

@@ -10,6 +10,7 @@ pub(super) type ErrorText = (*mut c_char, usize);
 // Every function returns 0 and sets its results, or 1 with a message in `err` and results untouched.
 unsafe extern "C" {
     pub(super) fn pk_threads() -> c_int;
+    pub(super) fn pk_default_threads(n: c_int);
     pub(super) fn pk_set_threads(n: c_int);
     pub(super) fn pk_gemm_in_use() -> c_int;
     pub(super) fn pk_isa() -> *const c_char;

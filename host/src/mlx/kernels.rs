@@ -8,7 +8,9 @@
 //! Environment: `PLASTIC_THREADS` (threads of the primitives; default: the cores this process may use),
 //! `PLASTIC_ISA` (`scalar`, `avx2`, `avx512`; default: the best this machine has).
 
-use super::{Array, Context, Result, composed};
+#[cfg(target_os = "linux")]
+use super::Context;
+use super::{Array, Result, composed};
 use mlx_rs::error::Exception;
 
 #[cfg(target_os = "linux")]
@@ -31,6 +33,17 @@ pub fn threads() -> usize {
     return usize::try_from(unsafe { ffi::pk_threads() }).unwrap_or(1);
     #[cfg(not(target_os = "linux"))]
     1
+}
+
+/// Says how many threads to start; counts before the primitives are first used.
+pub(super) fn default_threads(n: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: any number is allowed.
+    unsafe {
+        ffi::pk_default_threads(i32::try_from(n).unwrap_or(0));
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n;
 }
 
 /// Limits the primitives to `n` threads, between 1 and the number the pool was made with.

@@ -94,9 +94,4 @@ impl KvCache {
     pub fn eval(&self) -> mlx::Result<()> {
         mlx::eval(self.layers.iter().flat_map(LayerCache::arrays))
     }
-
-    /// Bytes held.
-    pub fn nbytes(&self) -> u64 {
-        self.layers.iter().flat_map(LayerCache::arrays).map(|a| a.nbytes() as u64).sum()
-    }
 }

@@ -290,6 +290,9 @@ impl Model {
         let nll = kernels::token_nll(&flat, &self.head_weight()?, &Array::from_slice(&part(1), &[b * t]))?;
         mlx::eval([&nll])?;
         let nll = nll.try_as_slice::<f32>().map_err(|e| Error::Request(format!("losses cannot be read: {e}")))?;
+        if nll.iter().any(|x| x.is_nan()) {
+            return Err(Error::Request(super::generate::NOT_FINITE.into()));
+        }
         Ok(nll.chunks(len - 1).map(<[f32]>::to_vec).collect())
     }
 

@@ -151,9 +151,16 @@ fn next_logits(model: &Model, tokens: &[u32], cache: &mut super::KvCache) -> Res
     Ok(model.logits(&h.try_index((.., -1, ..))?)?.reshape(&[-1])?)
 }
 
+/// What to say when a model computes nothing that is a number.
+pub(super) const NOT_FINITE: &str =
+    "the model's outputs are not finite: its weights, scales or rope settings are damaged; fetch or convert it again";
+
 fn sample(sampler: &mut Sampler, logits: &Array, all: &[u32]) -> Result<u32> {
     mlx::eval([logits])?;
     let read = logits.try_as_slice::<f32>().map_err(|e| Error::Request(format!("logits cannot be read: {e}")))?;
+    if !read.iter().any(|x| x.is_finite()) {
+        return Err(Error::Request(NOT_FINITE.into()));
+    }
     Ok(sampler.next(&mut read.to_vec(), all))
 }
 

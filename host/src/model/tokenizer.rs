@@ -15,7 +15,6 @@ pub type Span = (usize, usize);
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
-    bos: Option<u32>,
     eos: BTreeSet<u32>,
     chat: Option<ChatTemplate>,
 }
@@ -38,7 +37,7 @@ impl Tokenizer {
             }
             Err(e) => return Err(Error::io(&path)(e)),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+        let mut inner = calm(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|e| Error::file(&path, format!("not a tokenizer: {e}")))?;
         // Both may be left over from training; here a text is always all of its tokens.
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -51,9 +50,8 @@ impl Tokenizer {
         let id = |name: &str| tokens.iter().find(|(n, _)| n == name).and_then(|(_, t)| inner.token_to_id(t));
         let mut eos = eos_ids(dir)?;
         eos.extend(id("eos_token"));
-        let bos = id("bos_token");
         let chat = template(dir, &config)?.map(|(p, source)| ChatTemplate::new(&p, &source, tokens)).transpose()?;
-        Ok(Tokenizer { path, inner, bos, eos, chat })
+        Ok(Tokenizer { path, inner, eos, chat })
     }
 
     /// Text to ids; with `special` also what the tokeniser puts around every text (such as a BOS token).
@@ -61,7 +59,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokeniser refuses the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoded = self.inner.encode_fast(text, special).map_err(|e| self.failed(&e))?;
+        let encoded = calm(|| self.inner.encode_fast(text, special)).map_err(|e| self.failed(&e))?;
         Ok(encoded.get_ids().to_vec())
     }
 
@@ -70,7 +68,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokeniser refuses the text.
     pub fn encode_with_offsets(&self, text: &str, special: bool) -> Result<(Vec<u32>, Vec<Span>)> {
-        let encoded = self.inner.encode(text, special).map_err(|e| self.failed(&e))?;
+        let encoded = calm(|| self.inner.encode(text, special)).map_err(|e| self.failed(&e))?;
         Ok((encoded.get_ids().to_vec(), encoded.get_offsets().to_vec()))
     }
 
@@ -79,23 +77,13 @@ impl Tokenizer {
     /// # Errors
     /// When the tokeniser's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| self.failed(&e))
-    }
-
-    /// The token with that id, as the vocabulary writes it.
-    pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        calm(|| self.inner.decode(ids, true)).map_err(|e| self.failed(&e))
     }
 
     /// Ids that end an answer: those of `generation_config.json`, or else `config.json`, and the
     /// tokeniser's own.
     pub fn eos(&self) -> &BTreeSet<u32> {
         &self.eos
-    }
-
-    /// The id that begins a text, when the tokeniser has one.
-    pub fn bos(&self) -> Option<u32> {
-        self.bos
     }
 
     /// The chat template, when the checkpoint has one.
@@ -183,6 +171,11 @@ fn special_tokens(config: &Fields) -> Vec<(String, String)> {
     let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(str::to_owned);
     let names = ["bos_token", "eos_token", "pad_token", "unk_token"];
     names.iter().filter_map(|n| Some(((*n).to_owned(), text(config.get(n)?)?))).collect()
+}
+
+/// The tokenizers crate panics on some damaged files.
+fn calm<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    crate::calm::calm(f).unwrap_or_else(|| Err("its rules contradict each other; fetch the model again".into()))
 }
 
 /// `eos_token_id` of the generation settings, or else of the model: one id or a list.

@@ -12,6 +12,10 @@ use std::time::Instant;
 
 /// The most tokens one call may score.
 const MAX_TOKENS: usize = 1 << 20;
+/// Tokens of one sequence that is not a window of the evaluation text.
+const MAX_SEQUENCE: usize = 8192;
+/// Tokens of one generated text.
+const MAX_GENERATED: u32 = 4096;
 
 /// Losses of one subject, window by window, and how fast they came.
 #[derive(Clone, Debug, Default)]
@@ -132,6 +136,20 @@ impl HostMeasure<'_> {
         out
     }
 
+    /// Tells how far things are.
+    ///
+    /// # Errors
+    /// When nobody waits for the answer any more.
+    fn go_on(&mut self, done: u64, total: u64) -> Result<(), String> {
+        if (self.progress)(done, total) { Ok(()) } else { Err("interrupted".into()) }
+    }
+
+    /// Most tokens of one sequence: a layer's activations must fit in memory.
+    fn longest(&self) -> usize {
+        let windows = self.windows.iter().map(Vec::len).max().unwrap_or(0);
+        windows.max(MAX_SEQUENCE.min(self.elastic.model().config().max_position_embeddings.unwrap_or(MAX_SEQUENCE)))
+    }
+
     fn score_now(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
         let begun = Instant::now();
         let nll = self.elastic.model().score(sequences).map_err(|e| e.to_string())?;
@@ -158,12 +176,26 @@ impl Measure for HostMeasure<'_> {
         if let Some(short) = sequences.iter().position(|s| s.len() < 2) {
             return Err(format!("sequence {short} has fewer than two tokens; nothing can be scored"));
         }
-        self.with(Subject::parse(subject)?, |m| m.score_now(sequences))
+        let most = self.longest();
+        if let Some(i) = sequences.iter().position(|s| s.len() > most) {
+            return Err(format!("sequence {i} has {} tokens; at most {most} can be scored", sequences[i].len()));
+        }
+        self.with(Subject::parse(subject)?, |m| {
+            let mut out = Vec::with_capacity(sequences.len());
+            for part in sequences.chunks(m.batch.max(1)) {
+                m.go_on(out.len() as u64, sequences.len() as u64)?;
+                out.extend(m.score_now(part)?);
+            }
+            Ok(out)
+        })
     }
 
     fn score_windows(&mut self, subject: &str, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {
         let subject = Subject::parse(subject)?;
         let count = self.windows.len();
+        if indices.len() > count {
+            return Err(format!("{} windows asked for at once; the evaluation text has {count}", indices.len()));
+        }
         if let Some(bad) = indices.iter().find(|i| **i as usize >= count) {
             return Err(format!("there is no window {bad}; the evaluation text has {count}"));
         }
@@ -175,11 +207,10 @@ impl Measure for HostMeasure<'_> {
             }
         }
         let total = missing.len() as u64;
+        self.go_on(0, total)?;
         let scored = self.with(subject, |m| -> Result<(), String> {
             for (n, part) in missing.chunks(m.batch.max(1)).enumerate() {
-                if !(m.progress)((n * m.batch) as u64, total) {
-                    return Err("interrupted".into());
-                }
+                m.go_on((n * m.batch) as u64, total)?;
                 let sequences: Vec<Vec<u32>> = part.iter().map(|&i| m.windows[i].clone()).collect();
                 let begun = Instant::now();
                 let rows = m.score_now(&sequences)?;
@@ -201,8 +232,10 @@ impl Measure for HostMeasure<'_> {
         let begun = Instant::now();
         let ids = self.tokenize(prompt)?;
         self.with(Subject::parse(subject)?, |m| {
-            let how = GenerateOptions { max_tokens: max_tokens as usize, ..GenerateOptions::default() };
-            let text = generate(m.elastic.model(), m.tokenizer, &ids, &how, &mut |_| true);
+            let how =
+                GenerateOptions { max_tokens: max_tokens.min(MAX_GENERATED) as usize, ..GenerateOptions::default() };
+            let progress = &mut m.progress;
+            let text = generate(m.elastic.model(), m.tokenizer, &ids, &how, &mut |_| progress(0, 0));
             m.book.seconds += begun.elapsed().as_secs_f64();
             text.map(|g| g.text).map_err(|e| e.to_string())
         })

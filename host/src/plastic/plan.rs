@@ -33,6 +33,14 @@ pub struct Resolved {
 /// Why a plan was refused.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum Refusal {
+    /// A statistic the host does not offer, or not in this run.
+    #[error(
+        "the statistic {name} is requested, which this run cannot compute; the host offers spectrum:plain, and where a need of the policy calls for calibration text spectrum:input and spectrum:fisher"
+    )]
+    Request {
+        /// Its name.
+        name: String,
+    },
     /// A slice number beyond the run's slices.
     #[error("action {action} names slice {slice}, but this run has slices 0 to {last}")]
     UnknownSlice {

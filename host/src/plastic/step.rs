@@ -130,6 +130,7 @@ pub struct Runner {
     journal: Journal,
     book: ScoreBook,
     spectra: BTreeMap<Metric, Vec<Vec<f32>>>,
+    /// Statistics of the next observation: the policy's needs, then what its last plan requested.
     needs: Vec<String>,
     metrics: Vec<contract::Metric>,
     last: Option<Outcome>,
@@ -158,7 +159,7 @@ impl Runner {
     /// # Errors
     /// When the policy refuses the run or needs something the host does not offer.
     pub fn new(mut parts: Parts, journal: Journal) -> Result<Runner> {
-        let needs = parts.policy.info().needs.clone();
+        let mut needs = parts.policy.info().needs.clone();
         for need in &needs {
             metric_of(need, &parts.policy.info().name)?;
         }
@@ -177,6 +178,8 @@ impl Runner {
                 parts.policy.restore(&state)?;
             }
         }
+        let heard = last_step.iter().filter(|s| !matches!(s.fate, Fate::Failed | Fate::Refused));
+        needs.extend(heard.filter_map(|s| s.plan.as_ref()).flat_map(|p| p.requests.clone()));
         let last = basis.as_ref().map(outcome);
         let metrics = current.iter().filter_map(|s| s.verdict.as_ref()).flat_map(|v| v.metrics.clone()).collect();
         let changed = changes(events, parts.elastic.slices().len());
@@ -265,10 +268,16 @@ impl Runner {
             Ok(plan) => {
                 stop = plan.stop.clone();
                 let resolved = clock.time(|t| &mut t.validate, || self.resolve(&plan, &observation));
+                let resolved = resolved.and_then(|r| self.check_requests(&plan.requests).map(|()| r));
+                let mut needs = self.parts.policy.info().needs.clone();
                 match resolved {
                     Err(refusal) => self.fail(&mut record, Fate::Refused, refusal.to_string()),
-                    Ok(r) => self.try_plan(&plan, r, before, &mut record, &mut clock, watcher)?,
+                    Ok(r) => {
+                        self.try_plan(&plan, r, before, &mut record, &mut clock, watcher)?;
+                        needs.extend(plan.requests.iter().cloned());
+                    }
                 }
+                self.needs = needs;
                 record.plan = Some(plan);
             }
         }
@@ -392,6 +401,16 @@ impl Runner {
         match self.needs.get(need).or_else(|| self.needs.first()) {
             Some(need) => metric_of(need, name),
             None => Ok(Metric::Plain),
+        }
+    }
+
+    /// Whether the statistics a plan asks for can be had.
+    fn check_requests(&self, requests: &[String]) -> std::result::Result<(), plan::Refusal> {
+        let unfit =
+            |name: &&String| Metric::from_need(name).is_none_or(|m| m.needs_moments() && self.parts.moments.is_none());
+        match requests.iter().find(unfit) {
+            Some(name) => Err(plan::Refusal::Request { name: name.clone() }),
+            None => Ok(()),
         }
     }
 

@@ -147,6 +147,7 @@ impl Sandbox {
         f: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<(R, Duration), Fault> {
         let state = store.data_mut();
+        state.watch.refused = None;
         // The name is known once the first instance has described itself.
         state.log.plugin.clone_from(&self.plugin);
         let clock = &mut state.clock;

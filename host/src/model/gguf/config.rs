@@ -138,6 +138,9 @@ impl Dims {
             rope_scaling: Value::Null,
         };
         dims.rope_scaling = match rope_freqs {
+            Some(_) if metadata_scaling(h, arch)? != Value::Null => {
+                return Err("has both rope factors and rope scaling in its metadata; at most one is supported".into());
+            }
             Some(factors) => llama3_scaling(&dims, factors, optional("rope.scaling.original_context_length")?)?,
             None => metadata_scaling(h, arch)?,
         };

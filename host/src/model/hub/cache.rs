@@ -52,11 +52,10 @@ impl RepoCache {
 
     /// The commit at which a revision was last seen; a commit stands for itself.
     pub fn commit(&self, revision: &str) -> Option<String> {
-        if self.snapshot(revision).is_dir() {
-            return Some(revision.to_owned());
+        match fs::read_to_string(self.dir().join("refs").join(revision)) {
+            Ok(text) => Some(text.trim().to_owned()).filter(|c| crate::model::paths::is_plain_name(c)),
+            Err(_) => self.snapshot(revision).is_dir().then(|| revision.to_owned()),
         }
-        let text = fs::read_to_string(self.dir().join("refs").join(revision)).ok()?;
-        Some(text.trim().to_owned()).filter(|c| crate::model::paths::is_plain_name(c))
     }
 
     /// The complete checkpoint of a revision, or why there is none.

@@ -330,7 +330,8 @@ impl Fetch<'_> {
         let json = self.client.json(&path, &format!("revision \"{}\"", self.spec.revision))?;
         let bad = |what: &str| self.damaged("the file list", format!("{what}; check HF_ENDPOINT"));
         let commit = json.get("sha").and_then(|s| s.as_str()).unwrap_or_default().to_owned();
-        if !paths::is_plain_name(&commit) {
+        // A name such as `main` would later pass for the branch.
+        if commit.len() < 40 || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(bad("it names no commit"));
         }
         let siblings = json.get("siblings").and_then(|s| s.as_array()).ok_or_else(|| bad("it names no files"))?;
