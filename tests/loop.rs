@@ -159,6 +159,34 @@ fn killed_at_any_moment_a_run_resumes_to_the_same_end() {
     }
 }
 
+#[test]
+fn rejected_to_the_end_is_not_done() {
+    let s = Scratch::new("rejected");
+    let out = s.path("run");
+    // The policy gives in before the last step and then holds.
+    let more = ["--policy-opt", "metric=plain", "--budget", "0.3", "--max-loss-increase", "0", "--steps", "6"];
+    let ran = go(&small(&out, &more));
+    assert_eq!(ran.code, Some(3), "{}\n{}", ran.out, ran.err);
+    let steps: Vec<Value> = journal(&out).into_iter().filter(|e| e["event"] == "step").collect();
+    assert_eq!(steps.last().unwrap()["fate"], "held");
+    // A policy that cannot do what is asked has failed.
+    let ran = go(&small(&s.path("tiny"), &["--budget", "0.0001"]));
+    assert_eq!(ran.code, Some(1), "{}\n{}", ran.out, ran.err);
+}
+
+#[test]
+fn a_run_goes_on_from_any_directory_and_further_than_planned() {
+    let s = Scratch::new("further");
+    let out = s.path("run");
+    assert_eq!(go(&small(&out, &["--steps", "2"])).code, Some(0));
+    let resumed: Ran =
+        host().current_dir("/").args(["resume", &out, "--steps", "4", "--json"]).output().unwrap().into();
+    assert_eq!(resumed.code, Some(0), "{}", resumed.err);
+    let report = resumed.json();
+    let fates: Vec<&str> = report["steps"].as_array().unwrap().iter().map(|s| s["fate"].as_str().unwrap()).collect();
+    assert!(!fates.contains(&"refused") && !fates.contains(&"failed"), "{fates:?}");
+}
+
 /// Steps in a journal whose last line is torn; the torn line is cut off when all steps are there.
 fn outcomes_torn(out: &str) -> usize {
     let path = format!("{out}/journal.jsonl");

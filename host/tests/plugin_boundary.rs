@@ -165,7 +165,7 @@ fn energy_decides_on_a_model() {
     let state = policy.snapshot().unwrap();
     policy.restore(&state).unwrap();
     let fault = policy.restore(b"not a snapshot").unwrap_err();
-    check(&fault, FaultClass::Refused, &["`restore`", "not one of this version"]);
+    check(&fault, FaultClass::Refused, &["`restore`", "the snapshot is not one of this"]);
     policy.decide(&observation).unwrap();
 }
 

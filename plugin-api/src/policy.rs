@@ -158,9 +158,13 @@ impl<P: RankPolicy> PolicyAdapter<P> {
         Ok((plan, needs.into()))
     }
 
-    /// State to carry over.
+    /// State to carry over: what the last plan requested, then the policy's own.
     pub fn snapshot(&self) -> Vec<u8> {
-        self.policy.snapshot()
+        let requested = self.needs.get(self.policy.needs().len()..).unwrap_or_default().join("\n");
+        let mut bytes = (requested.len() as u32).to_le_bytes().to_vec();
+        bytes.extend_from_slice(requested.as_bytes());
+        bytes.extend(self.policy.snapshot());
+        bytes
     }
 
     /// Puts a snapshot back.
@@ -168,7 +172,14 @@ impl<P: RankPolicy> PolicyAdapter<P> {
     /// # Errors
     /// The policy's own.
     pub fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        self.policy.restore(state)
+        let bad = || "the snapshot is not one of this plugin".to_owned();
+        let (length, rest) = state.split_first_chunk::<4>().ok_or_else(bad)?;
+        let (requested, own) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(bad)?;
+        let requested = std::str::from_utf8(requested).map_err(|_| bad())?;
+        self.policy.restore(own)?;
+        let requested = requested.split('\n').filter(|r| !r.is_empty()).map(str::to_owned);
+        self.needs = self.policy.needs().into_iter().chain(requested).collect();
+        Ok(())
     }
 }
 

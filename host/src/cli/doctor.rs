@@ -221,8 +221,8 @@ fn kernels() -> Check {
     } else {
         Check::ok("processor", if list.is_empty() { std::env::consts::ARCH.into() } else { list.join(" ") })
     };
-    let mut check = check.fact("features", json!(list)).fact("kernels", mlx_kernels::isa());
-    check.text.push_str(&format!("; kernels: {}", mlx_kernels::isa()));
+    let mut check = check.fact("features", json!(list)).fact("kernels", crate::mlx::kernels::isa());
+    check.text.push_str(&format!("; kernels: {}", crate::mlx::kernels::isa()));
     check
 }
 

@@ -47,7 +47,7 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
         let current = events.current().map_or(0, |s| s.step);
         println!(
             "{}",
-            serde_json::json!({ "run": record, "steps": steps, "current_step": current, "ended": events.ended() })
+            serde_json::json!({ "run": record, "steps": steps, "events": events, "current_step": current, "ended": events.ended() })
         );
         return Ok(ExitCode::SUCCESS);
     }

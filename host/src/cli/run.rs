@@ -126,6 +126,7 @@ impl RunArgs {
         );
         if self.max_loss_increase.is_some() {
             c.max_loss_increase = self.max_loss_increase;
+            c.evaluator_options.remove("max_loss_increase");
         }
         if !self.layers.is_empty() {
             c.layers = self.layers.clone();

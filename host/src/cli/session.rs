@@ -74,9 +74,22 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
         budget,
     };
     let text = toml::to_string(config).context("writing the resolved options")?;
-    crate::atomic::write_file(&dir.config(), text.as_bytes())?;
-    let journal = Journal::create(&dir.journal(), record)?;
-    drive(prepared, dir, journal, budget, interrupt, begun, g)
+    let files = [dir.config(), dir.journal(), path.join(".lock")];
+    let begin = || -> anyhow::Result<Ready> {
+        crate::atomic::write_file(&dir.config(), text.as_bytes())?;
+        let journal = Journal::create(&dir.journal(), record)?;
+        ready(prepared, dir, journal, budget, interrupt, begun, g)
+    };
+    let ready = match begin() {
+        Ok(ready) => ready,
+        Err(e) => {
+            // A second try may use the same directory.
+            files.iter().for_each(|f| drop(std::fs::remove_file(f)));
+            let _ = std::fs::remove_dir(&path);
+            return Err(e);
+        }
+    };
+    ready.drive(begun, g)
 }
 
 /// Goes on with an interrupted run; `steps` extends it.
@@ -93,7 +106,7 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
         config.steps = steps;
     }
     let taken = journal.events().steps().map(|s| s.step).max().unwrap_or(0);
-    if taken >= config.steps {
+    if taken >= config.steps && journal.events().ended().is_some() {
         bail!(
             "{}: all {} steps are taken; extend the run with `plastic-host resume {} --steps {}`",
             path.display(),
@@ -118,7 +131,7 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
         crate::atomic::write_file(&dir.config(), text.as_bytes())?;
     }
     journal.append(Event::Resume { time: step::now() })?;
-    drive(prepared, dir, journal, record.budget, interrupt, begun, g)
+    ready(prepared, dir, journal, record.budget, interrupt, begun, g)?.drive(begun, g)
 }
 
 /// An error before the first step: an exit code of its own where Ctrl-C caused it.
@@ -130,8 +143,15 @@ fn stopped(e: anyhow::Error, interrupt: &Interrupt, g: &Global) -> anyhow::Resul
     Ok(ExitCode::from(130))
 }
 
-/// Runs the loop, proves that everything can be woken, and shows the end.
-fn drive(
+/// A run whose policy has been started.
+struct Ready {
+    runner: Runner,
+    screen: Screen,
+    path: PathBuf,
+}
+
+/// Starts the policy and shows what runs on what.
+fn ready(
     prepared: Prepared,
     dir: RunDir,
     journal: Journal,
@@ -139,7 +159,7 @@ fn drive(
     interrupt: Interrupt,
     begun: Instant,
     g: &Global,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<Ready> {
     let path = dir.path().to_owned();
     let config = prepared.config.clone();
     let run = contract::Run {
@@ -150,7 +170,8 @@ fn drive(
         budget,
         attributes: Vec::new(),
     };
-    let mut screen = Screen::new(g, interrupt, prepared.elastic.slices().to_vec(), config.steps);
+    let next = journal.events().steps().map(|s| s.step + 1).max().unwrap_or(1);
+    let mut screen = Screen::new(g, interrupt, prepared.elastic.slices().to_vec(), next, config.steps);
     screen.opening(journal.events().run(), &path, begun.elapsed());
     let parts = Parts {
         elastic: prepared.elastic,
@@ -165,27 +186,35 @@ fn drive(
         parking: config.parking,
         max_faults: config.max_faults,
     };
-    let mut runner = Runner::new(parts, journal)?;
-    let ended = match runner.run(&mut screen) {
-        Ok(ended) => ended,
-        Err(e @ step::StepError::Interrupted(_)) => {
-            ui::fail(&e.into(), g);
-            return Ok(ExitCode::from(130));
+    Ok(Ready { runner: Runner::new(parts, journal)?, screen, path })
+}
+
+impl Ready {
+    /// Runs the loop, proves that everything can be woken, and shows the end.
+    fn drive(self, begun: Instant, g: &Global) -> anyhow::Result<ExitCode> {
+        let Ready { mut runner, mut screen, path } = self;
+        let ended = match runner.run(&mut screen) {
+            Ok(ended) => ended,
+            Err(e @ step::StepError::Interrupted(_)) => {
+                ui::fail(&e.into(), g);
+                return Ok(ExitCode::from(130));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let wake = runner.prove_waking()?;
+        screen.closing(runner.events(), &ended, &wake, &path, begun.elapsed());
+        if !wake.identical {
+            bail!("waking everything did not restore the base's outputs; please report this");
         }
-        Err(e) => return Err(e.into()),
-    };
-    let wake = runner.prove_waking()?;
-    screen.closing(runner.events(), &ended, &wake, &path, begun.elapsed());
-    if !wake.identical {
-        bail!("waking everything did not restore the base's outputs; please report this");
+        let events = runner.events();
+        let tried = events.steps().map(|s| s.fate).filter(|f| *f != Fate::Held).last();
+        Ok(match (events.current(), tried) {
+            _ if ended.benched => ExitCode::FAILURE,
+            (None, Some(Fate::Rejected)) => ExitCode::from(3),
+            (None, Some(Fate::Failed | Fate::Refused)) => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        })
     }
-    let nothing_accepted = runner.events().current().is_none();
-    Ok(match ended.fate {
-        _ if ended.benched => ExitCode::FAILURE,
-        Some(Fate::Rejected) if nothing_accepted => ExitCode::from(3),
-        Some(Fate::Failed | Fate::Refused) if nothing_accepted => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
-    })
 }
 
 /// Loads everything; with `earlier`, checks that nothing the run depends on has changed.
@@ -196,12 +225,12 @@ fn prepare(
     g: &Global,
 ) -> anyhow::Result<Prepared> {
     // What is cheap and likely to be wrong comes first.
-    config.policy = locate::plugin(&config.policy)?;
+    config.policy = absolute(locate::plugin(&config.policy)?)?;
     if config.evaluator.as_os_str().is_empty() {
         config.evaluator = "perplexity".into();
     }
-    config.evaluator = locate::plugin(&config.evaluator)?;
-    config.data = locate::text(&config.data, "data/eval.jsonl", "--data")?;
+    config.evaluator = absolute(locate::plugin(&config.evaluator)?)?;
+    config.data = absolute(locate::text(&config.data, "data/eval.jsonl", "--data")?)?;
     let limits = Limits {
         memory_bytes: (config.plugin_memory as usize) << 20,
         call_time: Duration::from_secs(config.plugin_seconds),
@@ -216,9 +245,12 @@ fn prepare(
     }
     policy.configure(&json(&config.policy_options)?)?;
     evaluator.configure(&json(&evaluator_options(&config))?)?;
+    if let Some(need) = policy.info().needs.iter().find(|n| Metric::from_need(n).is_none()) {
+        return Err(step::StepError::UnknownNeed { plugin: policy.info().name.clone(), need: need.clone() }.into());
+    }
     let needs_text = policy.info().needs.iter().any(|n| Metric::from_need(n).is_some_and(Metric::needs_moments));
     if needs_text {
-        config.calibration = locate::text(&config.calibration, "data/calibration.jsonl", "--calibration")?;
+        config.calibration = absolute(locate::text(&config.calibration, "data/calibration.jsonl", "--calibration")?)?;
     }
 
     mlx::device::init()?;
@@ -246,6 +278,9 @@ fn prepare(
         }
     };
     let model = Model::load(&base.dir, &LoadOptions::default())?;
+    if let Some(limit) = model.config().max_position_embeddings.filter(|l| config.window > *l) {
+        bail!("--window {}: this model has {limit} positions; use shorter windows", config.window);
+    }
     let chosen = match earlier {
         Some(r) => rundir::positions(&r.slices, &model)?,
         None => choose(&model, &config.layers)?,
@@ -267,6 +302,11 @@ fn prepare(
         elastic: Elastic::new(model, chosen),
         config,
     })
+}
+
+/// A run can be resumed from any directory.
+fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| path.display().to_string())
 }
 
 /// Options the evaluator gets: the user's, and `max_loss_increase` where it was given.

@@ -22,9 +22,9 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// For a run of so many steps over these slices.
-    pub fn new(g: &Global, interrupt: Interrupt, slices: Vec<Slice>, steps: u32) -> Screen {
-        Screen { global: g.clone(), interrupt, slices, steps, bar: None, current: 1 }
+    /// For a run of so many steps over these slices; `next` is the first one to be taken.
+    pub fn new(g: &Global, interrupt: Interrupt, slices: Vec<Slice>, next: u32, steps: u32) -> Screen {
+        Screen { global: g.clone(), interrupt, slices, steps, bar: None, current: next }
     }
 
     fn talks(&self) -> bool {

@@ -29,7 +29,7 @@ pub fn init(g: &Global) {
 /// A progress bar with a count and the time left; silent when standard error is no terminal.
 pub fn bar(g: &Global, total: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), target(g));
-    if let Ok(style) = ProgressStyle::with_template("{msg:28} [{bar:32}] {pos}/{len} {eta} left") {
+    if let Ok(style) = ProgressStyle::with_template("{msg:28} [{bar:32}] {pos}/{len} {eta} left {prefix}") {
         bar.set_style(style.progress_chars("━╸ "));
     }
     bar.set_message(what.to_owned());

@@ -118,11 +118,6 @@ pub fn fingerprint(windows: &[Window]) -> String {
 }
 
 impl Dataset {
-    /// Number of documents.
-    pub fn documents(&self) -> usize {
-        self.rows.len()
-    }
-
     /// Full windows of `window` tokens, documents apart, every token counting.
     ///
     /// # Errors
@@ -184,8 +179,8 @@ impl Dataset {
     fn too_short(&self, window: usize, tokens: usize) -> Error {
         let n = self.rows.len();
         let advice = match tokens >= window {
-            true => "join them with --pack, or use a shorter --window",
-            false => "use a shorter --window, or --keep-tail",
+            true => "use a shorter --window (eval can also join documents with --pack)",
+            false => "use a shorter --window or more text (eval can also --keep-tail)",
         };
         self.wrong(format!(
             "none of its {n} document{} has {window} tokens ({tokens} in all), so there is no full window: {advice}",

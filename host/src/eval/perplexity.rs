@@ -7,7 +7,8 @@
 
 use super::data::Window;
 use crate::mlx;
-use crate::model::{Model, Result};
+use crate::model::generate::NOT_FINITE;
+use crate::model::{Error, Model, Result};
 use std::time::Instant;
 
 /// Loss of one window.
@@ -65,6 +66,9 @@ pub fn measure(
     for part in windows.chunks(batch.max(1)) {
         let tokens: Vec<Vec<u32>> = part.iter().map(|w| w.tokens.clone()).collect();
         for (w, nll) in part.iter().zip(model.score(&tokens)?) {
+            if nll.iter().any(|x| x.is_nan()) {
+                return Err(Error::Request(NOT_FINITE.into()));
+            }
             losses.push(sum(&nll, w.mask.as_deref()));
         }
         first.get_or_insert_with(|| start.elapsed());

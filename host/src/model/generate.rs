@@ -152,7 +152,7 @@ fn next_logits(model: &Model, tokens: &[u32], cache: &mut super::KvCache) -> Res
 }
 
 /// What to say when a model computes nothing that is a number.
-pub(super) const NOT_FINITE: &str =
+pub const NOT_FINITE: &str =
     "the model's outputs are not finite: its weights, scales or rope settings are damaged; fetch or convert it again";
 
 fn sample(sampler: &mut Sampler, logits: &Array, all: &[u32]) -> Result<u32> {

@@ -78,6 +78,14 @@ impl Weight {
         Ok(w)
     }
 
+    /// Makes the float32 copy, where one will be used and kept.
+    pub(crate) fn warm(&self) -> mlx::Result<()> {
+        if self.keep_dense && self.dense_is_faster {
+            self.dense()?;
+        }
+        Ok(())
+    }
+
     /// The weight as float32, not kept.
     pub(crate) fn widened(&self) -> mlx::Result<Array> {
         match &self.stored {

@@ -128,11 +128,6 @@ impl Elastic {
         &self.slices
     }
 
-    /// Position of a slice of the run in the model.
-    pub fn position(&self, slice: usize) -> usize {
-        self.positions[slice]
-    }
-
     /// What is awake and frozen, for plan checking.
     pub fn subjects(&self) -> Vec<super::plan::Subject> {
         self.running.iter().map(|r| super::plan::Subject { awake: r.awake.clone(), frozen: r.frozen }).collect()

@@ -376,6 +376,8 @@ pub trait History {
     fn current(&self) -> Option<&StepRecord>;
     /// The committed step with this number.
     fn committed(&self, step: u32) -> Option<&StepRecord>;
+    /// A committed step and those it was built on, back to the base.
+    fn chain<'a>(&'a self, from: Option<&'a StepRecord>) -> Vec<&'a StepRecord>;
     /// Why the run ended, if nothing happened after its end.
     fn ended(&self) -> Option<&str>;
 }
@@ -403,6 +405,12 @@ impl History for [Event] {
 
     fn committed(&self, step: u32) -> Option<&StepRecord> {
         self.steps().find(|s| s.step == step && s.fate == Fate::Committed)
+    }
+
+    fn chain<'a>(&'a self, from: Option<&'a StepRecord>) -> Vec<&'a StepRecord> {
+        // A damaged journal must not lead in circles.
+        let before = |s: &&'a StepRecord| self.committed(s.parent).filter(|p| p.step < s.step);
+        std::iter::successors(from, before).collect()
     }
 
     fn ended(&self) -> Option<&str> {

@@ -5,6 +5,7 @@
 
 use super::elastic::{Elastic, Snapshot};
 use crate::mlx;
+use crate::model::generate::NOT_FINITE;
 use crate::model::{GenerateOptions, Tokenizer, generate};
 use crate::plugin::Measure;
 use crate::plugin::contract::Metric;
@@ -207,13 +208,22 @@ impl Measure for HostMeasure<'_> {
             }
         }
         let total = missing.len() as u64;
-        self.go_on(0, total)?;
+        self.go_on((count as u64).saturating_sub(total), count as u64)?;
+        let all = count as u64;
         let scored = self.with(subject, |m| -> Result<(), String> {
-            for (n, part) in missing.chunks(m.batch.max(1)).enumerate() {
-                m.go_on((n * m.batch) as u64, total)?;
+            if total > 0 {
+                m.elastic.model().warm().map_err(|e| e.to_string())?;
+            }
+            for part in missing.chunks(m.batch.max(1)) {
+                let done = m.book.of(subject).windows.iter().flatten().count();
+                m.go_on(done as u64, all)?;
                 let sequences: Vec<Vec<u32>> = part.iter().map(|&i| m.windows[i].clone()).collect();
                 let begun = Instant::now();
                 let rows = m.score_now(&sequences)?;
+                // Of a candidate it is a result like any other; of the base it is damage.
+                if subject == Subject::Base && rows.iter().flatten().any(|x| x.is_nan()) {
+                    return Err(NOT_FINITE.into());
+                }
                 let tokens = rows.iter().map(Vec::len).sum();
                 let scores = m.book.of(subject);
                 scores.speed.push((tokens, begun.elapsed().as_secs_f64()));

@@ -293,9 +293,14 @@ impl Sums {
                 let slice = key.trim_end_matches(".input").trim_end_matches(".output").to_owned();
                 return Err(MomentsError::NotFinite { slice });
             }
-            tensors.insert(key.clone(), mean);
+            // What is kept in memory is what the file keeps: a product of floats is not symmetric to the
+            // last bit, and a run that finds the file must decide as the one that wrote it.
+            let packed = pack(&mean).context("packing moments")?;
+            mlx::eval([&packed])?;
+            tensors.insert(key.clone(), packed);
         }
-        let per_output = |(s, sum): (&SliceMeta, f64)| sum / (self.output_tokens.max(1.0) * f64::from(s.rows));
+        let per_output =
+            |(s, sum): (&SliceMeta, f64)| f64::from((sum / (self.output_tokens.max(1.0) * f64::from(s.rows))) as f32);
         let output_mean = slices.iter().zip(self.output_squares).map(per_output).collect();
         Ok(Moments { tensors, output_mean })
     }
@@ -318,10 +323,7 @@ impl Moments {
     /// # Errors
     /// When the disk is full or the directory cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut packed = Vec::with_capacity(self.tensors.len() + 1);
-        for (key, m) in &self.tensors {
-            packed.push((key.clone(), pack(m).context("packing moments")?));
-        }
+        let mut packed: Vec<(String, Array)> = self.tensors.iter().map(|(k, m)| (k.clone(), m.clone())).collect();
         let mean: Vec<f32> = self.output_mean.iter().map(|v| *v as f32).collect();
         packed.push(("output_mean".into(), Array::from_slice(&mean, &[mean.len() as i32])));
         super::files::write_tensors(path, &packed)
@@ -354,11 +356,8 @@ fn pack(m: &Array) -> std::result::Result<Array, Exception> {
     m.reshape(&[-1])?.take_axis(upper(m.dim(0)), 0)
 }
 
-/// A square matrix as it is, or rebuilt from its packed upper triangle.
+/// A square matrix from its packed upper triangle.
 fn unpacked(a: Array, n: i32) -> std::result::Result<Array, Exception> {
-    if a.ndim() == 2 {
-        return Ok(a);
-    }
     let at = |r: i32, c: i32| r * (2 * n - r + 1) / 2 + (c - r);
     let index: Vec<i32> = (0..n).flat_map(|r| (0..n).map(move |c| at(r.min(c), r.max(c)))).collect();
     a.take_axis(Array::from_slice(&index, &[n * n]), 0)?.reshape(&[n, n])

@@ -166,6 +166,10 @@ pub fn resolve(
             _ => awake[index] = changed(action, slice, &awake[index])?,
         }
     }
+    // All components awake are the slice itself.
+    for (a, _) in awake.iter_mut().zip(slices).filter(|(a, s)| a.rank(s.max_rank) == s.max_rank) {
+        *a = DENSE;
+    }
     let parameters = |a: &[Awake]| -> u64 { a.iter().zip(slices).map(|(a, s)| a.parameters(s.rows, s.cols)).sum() };
     let before: Vec<Awake> = now.iter().map(|s| s.awake.clone()).collect();
     let (after, current) = (parameters(&awake), parameters(&before));
@@ -324,6 +328,8 @@ mod tests {
     fn every_change_does_what_it_says() {
         assert_eq!(one(Change::SetRank(3), DENSE), Ok(Awake::First(3)));
         assert_eq!(one(Change::Dense, Awake::First(2)), Ok(DENSE));
+        assert_eq!(one(Change::WakeN(4), Awake::First(2)), Ok(DENSE));
+        assert_eq!(one(Change::SetRank(6), Awake::First(2)), Ok(DENSE));
         assert_eq!(one(Change::SleepN(2), Awake::These(vec![0, 2, 4])), Ok(Awake::First(1)));
         assert_eq!(one(Change::WakeN(2), Awake::These(vec![0, 4])), Ok(Awake::These(vec![0, 1, 2, 4])));
         assert_eq!(one(Change::Sleep(vec![0]), Awake::First(3)), Ok(Awake::These(vec![1, 2])));

@@ -184,20 +184,19 @@ pub fn apply_state(
     let slices = elastic.slices().to_vec();
     let state = step.state.clone().unwrap_or_else(|| vec![DENSE; slices.len()]);
     let fits = |i: usize, a: &Awake| slices.get(i).is_some_and(|s| a.is_valid(s.max_rank));
-    if state.len() != slices.len() || !state.iter().enumerate().all(|(i, a)| fits(i, a)) {
-        let slice = slices.first().map_or_else(String::new, |s| s.name.clone());
+    let unfit = state.iter().enumerate().position(|(i, a)| !fits(i, a));
+    if state.len() != slices.len() || unfit.is_some() {
+        let slice = slices.get(unfit.unwrap_or(state.len())).map_or_else(|| "the journal".into(), |s| s.name.clone());
         return Err(RunError::Mismatch { slice });
     }
     // The newest bank of each slice along the chain of states that led here.
     let mut banks: HashMap<usize, Bank> = HashMap::new();
-    let mut at = Some(step);
-    while let Some(s) = at {
+    for s in history.chain(Some(step)) {
         for record in &s.banks {
             let i = record.slice as usize;
             let Some(slice) = slices.get(i) else { continue };
             banks.entry(i).or_insert_with(|| Bank::in_file(record, &bank_file(run, s.step), &slice.name));
         }
-        at = history.committed(s.parent).filter(|p| p.step < s.step);
     }
     elastic.set_banks(banks);
     let mut frozen = vec![false; slices.len()];

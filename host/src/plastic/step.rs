@@ -147,9 +147,7 @@ pub struct Runner {
 pub struct Ended {
     /// One sentence.
     pub reason: String,
-    /// The fate of the last step, if any ran.
-    pub fate: Option<Fate>,
-    /// Whether the policy failed so often that it is not asked again.
+    /// Whether steps failed so often that the policy is not asked again.
     pub benched: bool,
 }
 
@@ -178,10 +176,11 @@ impl Runner {
                 parts.policy.restore(&state)?;
             }
         }
-        let heard = last_step.iter().filter(|s| !matches!(s.fate, Fate::Failed | Fate::Refused));
+        let heard = basis.iter().filter(|s| s.fate != Fate::Refused);
         needs.extend(heard.filter_map(|s| s.plan.as_ref()).flat_map(|p| p.requests.clone()));
         let last = basis.as_ref().map(outcome);
-        let metrics = current.iter().filter_map(|s| s.verdict.as_ref()).flat_map(|v| v.metrics.clone()).collect();
+        let judged = events.chain(current.as_ref()).into_iter().find_map(|s| s.verdict.as_ref());
+        let metrics = judged.map_or_else(Vec::new, |v| v.metrics.clone());
         let changed = changes(events, parts.elastic.slices().len());
         let book = ScoreBook::new(parts.windows.len());
         let parent = current.map_or(0, |s| s.step);
@@ -216,57 +215,70 @@ impl Runner {
     /// On the host's own failures and on interruption; the model is as after the last commit.
     pub fn run(&mut self, watcher: &mut dyn Watcher) -> Result<Ended> {
         self.remember_base()?;
-        let mut fate = self.journal.events().steps().last().map(|s| s.fate);
-        let mut faults = match self.journal.events().ended() {
-            Some(_) => 0,
-            None => self.failures_in_a_row(),
-        };
         let mut benched = false;
+        // What an interruption kept from being the end counts as what it was.
+        let mut last = self.unfinished();
         let reason = loop {
+            if let Some(record) = &last {
+                if let Some(why) = record.plan.as_ref().and_then(|p| p.stop.as_ref()) {
+                    break format!("the policy stopped: {why}");
+                }
+                let faults = self.failures_in_a_row();
+                if faults >= self.parts.max_faults {
+                    benched = true;
+                    break format!("{faults} failures in a row, the last: {}", record.reason);
+                }
+            }
             if self.next > self.parts.run.steps {
                 break format!("all {} steps taken", self.parts.run.steps);
             }
-            let (record, stop) = self.step(watcher)?;
-            fate = Some(record.fate);
+            if watcher.interrupted() {
+                return Err(self.interrupted());
+            }
+            let record = self.step(watcher)?;
             watcher.step(&record);
-            faults = if matches!(record.fate, Fate::Failed | Fate::Refused) { faults + 1 } else { 0 };
-            if let Some(why) = stop {
-                break format!("the policy stopped: {why}");
-            }
-            if faults >= self.parts.max_faults {
-                benched = true;
-                break format!("the policy is benched after {faults} failures in a row, the last: {}", record.reason);
-            }
+            last = Some(record);
         };
         self.journal.append(Event::End { time: now(), reason: reason.clone() })?;
-        Ok(Ended { reason, fate, benched })
+        Ok(Ended { reason, benched })
     }
 
-    /// One step; answers its record and why the policy wants to stop.
-    fn step(&mut self, watcher: &mut dyn Watcher) -> Result<(StepRecord, Option<String>)> {
+    /// The last step, where nothing was done about it yet.
+    fn unfinished(&self) -> Option<StepRecord> {
+        let last = self.journal.events().iter().rev().find(|e| !matches!(e, Event::Resume { .. } | Event::Wake(_)));
+        if let Some(Event::Step(s)) = last { Some((**s).clone()) } else { None }
+    }
+
+    fn interrupted(&self) -> StepError {
+        StepError::Interrupted(self.parts.dir.path().display().to_string())
+    }
+
+    /// One step; answers its record.
+    fn step(&mut self, watcher: &mut dyn Watcher) -> Result<StepRecord> {
         let before = self.parts.elastic.snapshot();
         let done = self.try_step(&before, watcher);
         if done.is_err() {
             self.parts.elastic.restore(&before);
         }
         match done {
-            Err(_) if watcher.interrupted() => Err(StepError::Interrupted(self.parts.dir.path().display().to_string())),
+            Err(StepError::Elastic(ElasticError::Interrupted)) => Err(self.interrupted()),
             other => other,
         }
     }
 
-    fn try_step(&mut self, before: &Snapshot, watcher: &mut dyn Watcher) -> Result<(StepRecord, Option<String>)> {
+    fn try_step(&mut self, before: &Snapshot, watcher: &mut dyn Watcher) -> Result<StepRecord> {
         let begun = Instant::now();
         let mut clock = Clock::default();
         clock.time(|t| &mut t.spectra, || self.decompose(watcher))?;
         let observation = clock.time(|t| &mut t.observe, || self.observe())?;
         let mut record = self.blank_record(digest(&observation));
         let decided = clock.time(|t| &mut t.decide, || self.parts.policy.decide(&observation));
-        let mut stop = None;
         match decided {
-            Err(fault) => self.fail(&mut record, Fate::Failed, fault.to_string()),
+            Err(fault) => {
+                self.needs = self.parts.policy.info().needs.clone();
+                self.fail(&mut record, Fate::Failed, fault.to_string());
+            }
             Ok(plan) => {
-                stop = plan.stop.clone();
                 let resolved = clock.time(|t| &mut t.validate, || self.resolve(&plan, &observation));
                 let resolved = resolved.and_then(|r| self.check_requests(&plan.requests).map(|()| r));
                 let mut needs = self.parts.policy.info().needs.clone();
@@ -295,7 +307,7 @@ impl Runner {
             }
         }
         self.next += 1;
-        Ok((record, stop))
+        Ok(record)
     }
 
     fn blank_record(&self, observation_sha256: String) -> StepRecord {
@@ -369,7 +381,7 @@ impl Runner {
         let judged = clock.time(|t| &mut t.evaluate, || self.judge(record.step, before, &candidate, watcher));
         clock.0.scoring = self.book.seconds();
         if watcher.interrupted() {
-            return Err(StepError::Interrupted(self.parts.dir.path().display().to_string()));
+            return Err(self.interrupted());
         }
         record.tokens_per_second = self.book.tokens_per_second();
         match judged {
@@ -507,11 +519,17 @@ impl Runner {
         states
     }
 
-    /// Failed and refused steps at the end of the journal.
+    /// Failed and refused steps at the end of the journal, since the run last ended or went back.
     fn failures_in_a_row(&self) -> u32 {
-        let steps: Vec<_> = self.journal.events().steps().collect();
-        let failed = steps.iter().rev().take_while(|s| matches!(s.fate, Fate::Failed | Fate::Refused));
-        failed.count() as u32
+        let mut count = 0;
+        for event in self.journal.events().iter().rev() {
+            match event {
+                Event::Step(s) if matches!(s.fate, Fate::Failed | Fate::Refused) => count += 1,
+                Event::Step(_) | Event::End { .. } | Event::Undo { .. } => break,
+                Event::Run(_) | Event::Resume { .. } | Event::Wake(_) => {}
+            }
+        }
+        count
     }
 
     fn footprint(&self) -> Footprint {
@@ -581,16 +599,15 @@ impl Runner {
 /// The step at which each slice last changed on the way to the current state; 0 where it never did.
 fn changes(events: &[Event], slices: usize) -> Vec<u32> {
     let mut changed = vec![0; slices];
-    let mut at = events.current();
-    while let Some(s) = at {
-        let parent = events.committed(s.parent).filter(|p| p.step < s.step);
+    let chain = events.chain(events.current());
+    for (n, s) in chain.iter().enumerate() {
+        let parent = chain.get(n + 1);
         for (i, last) in changed.iter_mut().enumerate().filter(|(_, last)| **last == 0) {
             let of = |s: &StepRecord| s.state.as_ref().and_then(|all| all.get(i).cloned()).unwrap_or(DENSE);
-            if of(s) != parent.map_or(DENSE, of) {
+            if of(s) != parent.map_or(DENSE, |p| of(p)) {
                 *last = s.step;
             }
         }
-        at = parent;
     }
     changed
 }

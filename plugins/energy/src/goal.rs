@@ -51,8 +51,11 @@ impl Goal {
         let (step, steps) = (u64::from(seen.step), u64::from(seen.run().steps));
         let start = self.start.unwrap_or(seen.awake);
         let mut aim = match ramp && step < steps && end < start {
-            // In 128 bits: the product of two counts.
-            true => start - (u128::from(start - end) * u128::from(step) / u128::from(steps)) as u64,
+            // In 128 bits: the product of two counts. Never back up: the run may have been extended.
+            true => {
+                let on_the_way = start - (u128::from(start - end) * u128::from(step) / u128::from(steps)) as u64;
+                on_the_way.min(seen.awake.max(end))
+            }
             false => end,
         };
         if let Some(rejected) = self.rejected {
