@@ -170,7 +170,7 @@ fn rejected_to_the_end_is_not_done() {
     let steps: Vec<Value> = journal(&out).into_iter().filter(|e| e["event"] == "step").collect();
     assert_eq!(steps.last().unwrap()["fate"], "held");
     // A policy that cannot do what is asked has failed.
-    let ran = go(&small(&s.path("tiny"), &["--budget", "0.0001"]));
+    let ran = go(&small(&s.path("tiny"), &["--budget", "0.0001", "--steps", "1"]));
     assert_eq!(ran.code, Some(1), "{}\n{}", ran.out, ran.err);
 }
 
