@@ -175,6 +175,21 @@ fn rejected_to_the_end_is_not_done() {
 }
 
 #[test]
+fn a_requested_spectrum_comes_once_and_after_an_interruption_too() {
+    let s = Scratch::new("request");
+    let (out, policy) = (s.path("run"), s.path("ask.wasm"));
+    let built = run(&["plugin", "build", "tests/hostile/policy", "-o", &policy]);
+    assert_eq!(built.code, Some(0), "{}", built.err);
+    let ask = |steps| go(&small(&out, &["--policy", &policy, "--policy-opt", "attack=ask", "--steps", steps]));
+    assert_eq!(ask("1").code, Some(0));
+    let resumed = run(&["resume", &out, "--steps", "3"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.err);
+    let fates: Vec<Value> =
+        journal(&out).into_iter().filter(|e| e["event"] == "step").map(|e| e["fate"].clone()).collect();
+    assert_eq!(fates, ["held", "held", "held"]);
+}
+
+#[test]
 fn a_run_goes_on_from_any_directory_and_further_than_planned() {
     let s = Scratch::new("further");
     let out = s.path("run");

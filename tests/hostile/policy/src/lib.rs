@@ -48,6 +48,8 @@ plastic_plugin::choices! {
         Flood = "flood",
         /// A request that is no name.
         BadRequest = "bad-request",
+        /// No attack: ask for another spectrum in step 1, and fail unless it comes in step 2 alone.
+        Ask = "ask",
         /// A snapshot of 100 MiB.
         BigSnapshot = "big-snapshot",
     }
@@ -87,6 +89,21 @@ impl RankPolicy for Hostile {
 
     fn decide(&mut self, seen: &Observation) -> Result<Plan, String> {
         let mut plan = Plan::new();
+        if self.options.attack == Attack::Ask {
+            let wanted = |s: SliceView| if seen.step == 2 { s.max_rank() } else { 0 };
+            if let Some(s) = seen.slices().find(|s| s.spectrum("plain").len() != wanted(*s)) {
+                return Err(format!(
+                    "{} has {} plain values in step {}",
+                    s.name(),
+                    s.spectrum("plain").len(),
+                    seen.step
+                ));
+            }
+            if seen.step == 1 {
+                plan.request("spectrum:plain");
+            }
+            return Ok(plan);
+        }
         for slice in seen.slices() {
             plan.set_rank(slice, slice.max_rank() / 2, format!("decision {}", self.decided));
         }
