@@ -304,8 +304,25 @@ fn damage_to_a_run_is_named_and_earlier_steps_still_work() {
     std::fs::write(&bank, &whole).unwrap();
     assert_eq!(run(&["eval", "--state", &out, "--windows", "1"]).code, Some(0));
 
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    std::fs::write(&bank, &flipped).unwrap();
+    run(&["eval", "--state", &out, "--windows", "1"]).refuses(1, "contents have changed");
+    std::fs::remove_file(&bank).unwrap();
+    run(&["eval", "--state", &out, "--windows", "1"]).refuses(1, "is missing");
+    std::fs::write(&bank, &whole).unwrap();
+
+    let config = format!("{out}/config.toml");
+    let options = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, options.replace("budget = 0.9", "budget = 0.8")).unwrap();
+    run(&["resume", &out, "--steps", "3"]).refuses(1, "the options have changed");
+    std::fs::write(&config, &options).unwrap();
+
     let path = format!("{out}/journal.jsonl");
     let text = std::fs::read_to_string(&path).unwrap();
+    let swapped: Vec<&str> = text.lines().collect();
+    std::fs::write(&path, [swapped[0], swapped[2], swapped[1]].join("\n") + "\n").unwrap();
+    run(&["replay", &out]).refuses(1, "line 2: step 2 where step 1 belongs");
     let sha = journal(&out)[0]["base_sha256"].as_str().unwrap().to_owned();
     std::fs::write(&path, text.replace(&sha, &"0".repeat(64))).unwrap();
     run(&["eval", "--state", &out, "--windows", "1"]).refuses(1, "has changed since the run began");
@@ -322,4 +339,21 @@ fn the_resolved_options_make_the_same_run_again() {
     let config = format!("{first}/config.toml");
     assert_eq!(run(&["--config", &config, "--out", &second]).code, Some(0));
     assert_eq!(outcomes(&first), outcomes(&second));
+}
+
+#[test]
+fn nobody_has_to_read_what_is_printed() {
+    let s = Scratch::new("closed");
+    let out = s.path("run");
+    let script = "\"$@\" | true; exit ${PIPESTATUS[0]}";
+    let program = root().join("target/release/plastic-host");
+    let mut command = std::process::Command::new("bash");
+    command.current_dir(root()).args(["-c", script, "sh"]).arg(&program).args(small(&out, &["--steps", "1"]));
+    let ran: Ran = command.output().unwrap().into();
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    if std::path::Path::new("/dev/full").exists() {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let ran: Ran = host().args(["replay", &out]).stdout(full).output().unwrap().into();
+        ran.refuses(1, "standard output could not be written");
+    }
 }

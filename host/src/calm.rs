@@ -4,6 +4,7 @@
 //! that into a value; anywhere else a panic is a defect of ours and is shown as one.
 
 use std::cell::Cell;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 
 thread_local! {
@@ -25,8 +26,12 @@ pub fn install() {
         if EXPECTED.get() {
             return;
         }
-        eprintln!("error: plastic-host has a defect and cannot go on; please report it with the lines below. A run");
-        eprintln!("that was interrupted by it is whole up to its last step: plastic-host resume RUN");
+        // Standard error may be closed, and a panic in here would abort.
+        let _ = writeln!(
+            std::io::stderr(),
+            "error: plastic-host has a defect and cannot go on; please report it with the lines below. A run\n\
+             that was interrupted by it is whole up to its last step: plastic-host resume RUN"
+        );
         default(info);
     }));
 }

@@ -37,9 +37,11 @@ impl Total {
 pub fn run(project: &Path, arguments: &[String]) -> Result<bool> {
     // This program's own tests reuse what it was built from; everything else is the release build
     // that `make build` made.
-    let runs: [&[&str]; 2] = [
+    let runs: [&[&str]; 3] = [
         &["--profile", "setup", "--target-dir", "target/setup", "-p", "plastic-setup"],
         &["--release", "--workspace", "--exclude", "plastic-setup"],
+        // The example is a project of its own, as a user's would be.
+        &["--manifest-path", "examples/top-heavy/Cargo.toml"],
     ];
     let mut total = Total::default();
     for options in runs {

@@ -2,6 +2,7 @@
 
 use super::Global;
 use clap::CommandFactory;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Options of `completions`.
@@ -13,6 +14,10 @@ pub struct CompletionsArgs {
 
 /// Prints the completion script of one shell.
 pub fn run(args: &CompletionsArgs, _g: &Global) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "plastic-host", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "plastic-host", &mut script);
+    if let Err(e) = std::io::stdout().write_all(&script) {
+        super::ui::keep(e);
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -83,11 +83,11 @@ pub fn run(_args: &DoctorArgs, g: &Global) -> anyhow::Result<ExitCode> {
         }
         Err(e) => checks.push(mlx_failed(&e.to_string())),
     }
-    checks.extend([memory_check(), model_cache(), models(), wasm_target(), plugins(Path::new("plugins"))]);
+    checks.extend([memory_check(), model_cache(), models(), wasm_target(), plugins(&super::locate::plugins_dir())]);
     match g.json {
         true => {
             let able = able(&checks);
-            println!("{}", serde_json::to_string_pretty(&json!({ "ok": able, "checks": checks }))?);
+            say!("{}", serde_json::to_string_pretty(&json!({ "ok": able, "checks": checks }))?);
         }
         false => print(&checks),
     }
@@ -108,9 +108,9 @@ fn print(checks: &[Check]) {
         };
         let style = Style::new().fg_color(Some(colour.into()));
         // anstream drops the colours where nobody sees them, and where NO_COLOR says so.
-        anstream::println!("{style}{mark:<7}{style:#} {:<NAMES$} {}", check.name, check.text);
+        say!("{style}{mark:<7}{style:#} {:<NAMES$} {}", check.name, check.text);
         if let Some(remedy) = &check.remedy {
-            anstream::println!("{:8}{:<NAMES$} → {remedy}", "", "");
+            say!("{:8}{:<NAMES$} → {remedy}", "", "");
         }
     }
 }

@@ -15,14 +15,17 @@ const BATCH_TOKENS: usize = 4096;
 
 /// Options of `eval`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
 Examples:
   plastic-host eval                                  the default model on the shipped text
   plastic-host eval --state runs/small               the same text on what a run made of it
   plastic-host eval --base ./my-model --data mine.jsonl --window 1024 --windows 50
   plastic-host eval --data chats.jsonl --loss answer --json
 
-A data file has one JSON object a line, with `text`, `prompt` and `completion`, or `messages`; or is plain .txt.")]
+A data file has one JSON object a line, with `text`, `prompt` and `completion`, or `messages`; or is plain .txt."
+)]
 pub struct EvalArgs {
     #[command(flatten)]
     subject: SubjectArgs,
@@ -83,7 +86,7 @@ struct Document<'a> {
 /// When the text is missing, damaged or too short, or the model cannot be had.
 pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if args.window < 2 || args.batch == Some(0) {
-        anstream::eprintln!("error: --window must be at least 2 and --batch at least 1");
+        note!("error: --window must be at least 2 and --batch at least 1");
         return Ok(ExitCode::from(2));
     }
     // The text first: it is cheap to read and likely to be wrong.
@@ -130,10 +133,9 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
         batch,
     };
     match g.json {
-        true => println!(
-            "{}",
-            serde_json::to_string_pretty(&Document { origin: &origin, text: &text, measured: &measured })?
-        ),
+        true => {
+            say!("{}", serde_json::to_string_pretty(&Document { origin: &origin, text: &text, measured: &measured })?)
+        }
         false => report(&text, &measured, g),
     }
     Ok(ExitCode::SUCCESS)
@@ -141,7 +143,7 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
 
 fn report(text: &Text, m: &Perplexity, g: &Global) {
     let error = |se: Option<f64>, digits: usize| se.map_or(String::new(), |se| format!(" ± {se:.digits$}"));
-    anstream::println!(
+    say!(
         "perplexity  {:.3}{} (mean loss {:.4}{} nats per token)",
         m.perplexity,
         error(m.perplexity_standard_error, 3),
@@ -151,7 +153,7 @@ fn report(text: &Text, m: &Perplexity, g: &Global) {
     if g.quiet {
         return;
     }
-    anstream::println!(
+    say!(
         "text        {}: {} of {} windows of {} tokens, {} tokens scored",
         text.data.display(),
         m.windows.len(),
@@ -160,20 +162,15 @@ fn report(text: &Text, m: &Perplexity, g: &Global) {
         m.scored_tokens
     );
     if text.tail_tokens > 0 {
-        anstream::println!(
+        say!(
             "left out    {} tokens in ends of documents that do not fill a window (--keep-tail takes them)",
             text.tail_tokens
         );
     }
     if text.unusable_rows > 0 {
-        anstream::println!("left out    {} rows without text", text.unusable_rows);
+        say!("left out    {} rows without text", text.unusable_rows);
     }
-    anstream::println!(
-        "speed       {:.0} tokens/s, {:.1} s; first batch {:.0} ms",
-        m.tokens_per_second,
-        m.seconds,
-        m.first_batch_ms
-    );
+    say!("speed       {:.0} tokens/s, {:.1} s; first batch {:.0} ms", m.tokens_per_second, m.seconds, m.first_batch_ms);
     let process = m.peak_process_bytes.map_or(String::new(), |b| format!(", {} in the process", show::megabytes(b)));
-    anstream::println!("peak memory {} in MLX{process}", show::megabytes(m.peak_mlx_bytes));
+    say!("peak memory {} in MLX{process}", show::megabytes(m.peak_mlx_bytes));
 }

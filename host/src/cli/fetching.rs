@@ -30,7 +30,7 @@ impl FetchProgress for Bars<'_> {
         self.end();
         let bar = ui::byte_bar(self.global, bytes.unwrap_or(0), stage);
         if bar.is_hidden() && self.talks() && bytes.is_some_and(|b| b >= WORTH_A_LINE) {
-            anstream::eprintln!("{stage} ({})", megabytes(bytes.unwrap_or(0)));
+            note!("{stage} ({})", megabytes(bytes.unwrap_or(0)));
         }
         self.bar = Some(bar);
     }
@@ -48,7 +48,7 @@ impl FetchProgress for Bars<'_> {
     }
 
     fn note(&mut self, text: &str) {
-        let print = || anstream::eprintln!("note: {text}");
+        let print = || note!("note: {text}");
         match &self.bar {
             _ if !self.talks() => {}
             Some(bar) => bar.suspend(print),

@@ -16,12 +16,15 @@ const MAX_PROMPT: u64 = 64 << 20;
 
 /// Options of `generate`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
 Examples:
   plastic-host generate --prompt 'Why is the sky blue?'
   plastic-host generate --raw --prompt 'The capital of France is' --max-tokens 20
   plastic-host generate --state runs/small --prompt-file question.txt --temperature 0.7 --top-p 0.9 --seed 1
-  git log -3 | plastic-host generate --system 'Summarise in one sentence.' --json")]
+  git log -3 | plastic-host generate --system 'Summarise in one sentence.' --json"
+)]
 pub struct GenerateArgs {
     #[command(flatten)]
     subject: SubjectArgs,
@@ -156,13 +159,13 @@ pub fn run(args: &GenerateArgs, g: &Global) -> anyhow::Result<ExitCode> {
     }
     if g.json {
         let document = Document { origin: &subject.origin, generation: &made, sampling: &options.sampling };
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        say!("{}", serde_json::to_string_pretty(&document)?);
     } else if !made.text.ends_with('\n') {
         // A reader that left after the last word is no failure either.
         let _ = print("\n");
     }
     if !g.quiet && !g.json {
-        anstream::eprintln!("{}", speed(&made));
+        note!("{}", speed(&made));
     }
     Ok(if made.finish == Finish::Cancelled { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
@@ -174,7 +177,7 @@ fn print(piece: &str) -> std::io::Result<()> {
 }
 
 fn usage(error: &str) -> ExitCode {
-    anstream::eprintln!("error: {error}");
+    note!("error: {error}");
     ExitCode::from(2)
 }
 

@@ -16,6 +16,12 @@ pub fn shipped(relative: &str) -> Option<PathBuf> {
     Some(found.strip_prefix(".").map(Path::to_path_buf).unwrap_or(found))
 }
 
+/// The directory of the shipped plugins; `plugins` where none is found.
+pub fn plugins_dir() -> PathBuf {
+    let found = shipped("plugins/energy.wasm").and_then(|p| p.parent().map(Path::to_path_buf));
+    found.unwrap_or_else(|| "plugins".into())
+}
+
 /// A plugin by path, or by the bare name of a shipped one (`energy` for `plugins/energy.wasm`).
 ///
 /// # Errors

@@ -2,6 +2,15 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by an evaluator or guardrail.
 
+/// `println!` that survives a closed or full standard output.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::ui::write_out(format_args!($($text)*)) };
+}
+/// `eprintln!` that survives a closed standard error.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::cli::ui::write_note(format_args!($($text)*)) };
+}
+
 mod base;
 mod completions;
 mod doctor;
@@ -94,8 +103,8 @@ pub fn main() -> ExitCode {
         Some(Verb::Doctor(a)) => doctor::run(a, g),
         Some(Verb::Completions(a)) => completions::run(a, g),
     };
-    match result {
+    ui::finish(match result {
         Ok(code) => code,
         Err(e) => ui::fail(&e, g),
-    }
+    })
 }

@@ -123,7 +123,7 @@ fn fetch(a: &FetchArgs, g: &Global) -> anyhow::Result<ExitCode> {
         None => a.id.clone(),
         Some(r) if a.id.contains('/') && !a.id.contains('@') && !Path::new(&a.id).exists() => format!("{}@{r}", a.id),
         Some(r) => {
-            anstream::eprintln!(
+            note!(
                 "error: --revision {r} needs a repository without a revision of its own (org/name); \"{}\" is none",
                 a.id
             );
@@ -151,9 +151,9 @@ fn import(a: &ImportArgs, g: &Global) -> anyhow::Result<ExitCode> {
 /// Says where a model is now.
 fn report(base: &registry::Base, g: &Global) {
     if g.json {
-        println!("{}", serde_json::json!({ "id": base.id, "dir": base.dir }));
+        say!("{}", serde_json::json!({ "id": base.id, "dir": base.dir }));
     } else {
-        anstream::println!("{} is in {}", base.id, base.dir.display());
+        say!("{} is in {}", base.id, base.dir.display());
     }
 }
 
@@ -162,9 +162,9 @@ fn inspect(a: &InspectArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let base = registry::resolve_with(&a.spec, options, &mut Bars::new(g))?;
     let found = inspect::inspect(&base)?;
     if g.json {
-        println!("{}", serde_json::to_string(&found)?);
+        say!("{}", serde_json::to_string(&found)?);
     } else {
-        anstream::println!("{}", described(&found));
+        say!("{}", described(&found));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -229,7 +229,7 @@ fn list(g: &Global) -> anyhow::Result<ExitCode> {
                 })
             })
             .collect();
-        println!("{}", serde_json::json!({ "models": models }));
+        say!("{}", serde_json::json!({ "models": models }));
         return Ok(ExitCode::SUCCESS);
     }
     let mut models = table::plain(&["model", "weights", "from", "directory"], &[1]);
@@ -240,7 +240,7 @@ fn list(g: &Global) -> anyhow::Result<ExitCode> {
         };
         models.add_row(vec![spec, bytes, origin.to_owned(), place]);
     }
-    anstream::println!("{models}");
+    say!("{models}");
     Ok(ExitCode::SUCCESS)
 }
 

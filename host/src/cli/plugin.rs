@@ -61,9 +61,9 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
             let artifact = build::build(&a.dir, a.out.as_deref())?;
             let report = Report::of(artifact)?;
             match g.json {
-                true => println!("{}", report.json()),
+                true => say!("{}", report.json()),
                 false if g.quiet => {}
-                false => println!(
+                false => say!(
                     "{}: {} {} ({}), {}",
                     report.artifact.path.display(),
                     report.info.name,
@@ -76,7 +76,7 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Inspect(a) => {
             let report = Report::of(Artifact::read(&a.file, &Limits::default())?)?;
             match g.json {
-                true => println!("{}", report.json()),
+                true => say!("{}", report.json()),
                 false => print!("{}", report.text()),
             }
         }

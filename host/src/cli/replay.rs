@@ -36,7 +36,7 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
             .find(|s| s.step == number)
             .ok_or_else(|| anyhow::anyhow!("{}: there is no step {number}", path.display()))?;
         if g.json {
-            println!("{}", serde_json::to_string(step)?);
+            say!("{}", serde_json::to_string(step)?);
         } else {
             changes(step, &record.slices);
         }
@@ -45,13 +45,13 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if g.json {
         let steps: Vec<&StepRecord> = events.steps().collect();
         let current = events.current().map_or(0, |s| s.step);
-        println!(
+        say!(
             "{}",
             serde_json::json!({ "run": record, "steps": steps, "events": events, "current_step": current, "ended": events.ended() })
         );
         return Ok(ExitCode::SUCCESS);
     }
-    anstream::println!(
+    say!(
         "{} on {}, policy {} {}, evaluator {} {}, begun {}",
         args.run.display(),
         record.base_id,
@@ -61,10 +61,10 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
         record.evaluator.info.version,
         record.time
     );
-    anstream::println!("{}", overview(&events, record.parameters));
+    say!("{}", overview(&events, record.parameters));
     match events.ended() {
-        Some(reason) => anstream::println!("ended: {reason}"),
-        None => anstream::println!("not ended in order; `plastic-host resume {}` continues it", args.run.display()),
+        Some(reason) => say!("ended: {reason}"),
+        None => say!("not ended in order; `plastic-host resume {}` continues it", args.run.display()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -128,7 +128,7 @@ fn marker(text: &str) -> Vec<String> {
 /// Every slice one step changed, with the policy's reason.
 fn changes(step: &StepRecord, slices: &[Slice]) {
     let kept = if step.fate == Fate::Committed { "" } else { " (not kept)" };
-    anstream::println!("step {}: {}{kept}: {}", step.step, step.fate.name(), step.reason);
+    say!("step {}: {}{kept}: {}", step.step, step.fate.name(), step.reason);
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(vec!["slice", "rank before", "rank after", "of", "reason"]);
@@ -141,6 +141,6 @@ fn changes(step: &StepRecord, slices: &[Slice]) {
         let reason = action.map_or("", |a| a.reason.as_str());
         table.add_row(vec![&s.name, &before.to_string(), &after.to_string(), &s.max_rank.to_string(), reason]);
     }
-    anstream::println!("{table}");
-    anstream::println!("{} → {} parameters awake", millions(step.before.parameters), millions(step.after.parameters));
+    say!("{table}");
+    say!("{} → {} parameters awake", millions(step.before.parameters), millions(step.after.parameters));
 }

@@ -24,6 +24,7 @@ Examples:
 
 /// Options of a run. What is not given comes from --config, then from the defaults.
 #[derive(clap::Args, Debug, Default)]
+#[command(allow_negative_numbers = true)]
 pub struct RunArgs {
     /// Rank policy: a .wasm component, or the name of one in the plugins folder
     #[arg(long, short, value_name = "FILE")]
@@ -147,13 +148,13 @@ impl RunArgs {
 pub fn run(args: &RunArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let config = args.resolve()?;
     if config.policy.as_os_str().is_empty() {
-        anstream::eprintln!(
+        note!(
             "error: no policy named\n\n  plastic-host --policy plugins/energy.wasm   runs the loop\n  plastic-host --help                          shows every verb and option"
         );
         return Ok(ExitCode::from(2));
     }
     if let Err(e) = config.check() {
-        anstream::eprintln!("error: {e}");
+        note!("error: {e}");
         return Ok(ExitCode::from(2));
     }
     session::begin(config, args.out.as_deref(), g)

@@ -45,6 +45,9 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
     let begun = Instant::now();
     let interrupt = Interrupt::listen()?;
     let path = out.map_or_else(|| default_out(&config), Path::to_path_buf);
+    if path.to_str().is_none() {
+        bail!("--out {}: the path is not UTF-8; name another directory", path.display());
+    }
     let dir = RunDir::create(&path)?;
     let prepared = match prepare(config, None, &interrupt, g) {
         Ok(p) => p,
@@ -72,6 +75,7 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
         slices: prepared.elastic.slices().to_vec(),
         parameters,
         budget,
+        options_sha256: options_hash(config)?,
     };
     let text = toml::to_string(config).context("writing the resolved options")?;
     let files = [dir.config(), dir.journal(), path.join(".lock")];
@@ -102,9 +106,16 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
     let text = std::fs::read_to_string(dir.config()).with_context(|| dir.config().display().to_string())?;
     let mut config: RunConfig =
         toml::from_str(&text).with_context(|| format!("{}: options cannot be read", dir.config().display()))?;
+    if options_hash(&config)? != record.options_sha256 {
+        bail!(
+            "{}: the options have changed since the run began; put them back, or start a new run with --config",
+            dir.config().display()
+        );
+    }
     if let Some(steps) = steps {
         config.steps = steps;
     }
+    config.check()?;
     let taken = journal.events().steps().map(|s| s.step).max().unwrap_or(0);
     if taken >= config.steps && journal.events().ended().is_some() {
         bail!(
@@ -207,6 +218,13 @@ impl Ready {
             bail!("waking everything did not restore the base's outputs; please report this");
         }
         let events = runner.events();
+        if g.quiet && !g.json {
+            let of_last = events.steps().last().map_or_else(String::new, |s| format!(": {}", s.reason));
+            let state = events
+                .current()
+                .map_or_else(|| "nothing was accepted".into(), |s| format!("step {} is current", s.step));
+            say!("{}; {state}{of_last}", ended.reason);
+        }
         let tried = events.steps().map(|s| s.fate).filter(|f| *f != Fate::Held).last();
         Ok(match (events.current(), tried) {
             _ if ended.benched => ExitCode::FAILURE,
@@ -224,6 +242,11 @@ fn prepare(
     interrupt: &Interrupt,
     g: &Global,
 ) -> anyhow::Result<Prepared> {
+    for path in [&config.policy, &config.evaluator, &config.data, &config.calibration] {
+        if path.to_str().is_none() {
+            bail!("{}: the path is not UTF-8, so no option file can hold it; rename it", path.display());
+        }
+    }
     // What is cheap and likely to be wrong comes first.
     config.policy = absolute(locate::plugin(&config.policy)?)?;
     if config.evaluator.as_os_str().is_empty() {
@@ -304,9 +327,15 @@ fn prepare(
     })
 }
 
+/// SHA-256 of the options that decide what a run does; it may be extended, so not the steps.
+fn options_hash(config: &RunConfig) -> anyhow::Result<String> {
+    let fixed = RunConfig { steps: 0, ..config.clone() };
+    Ok(hash::sha256(toml::to_string(&fixed).context("writing the resolved options")?.as_bytes()))
+}
+
 /// A run can be resumed from any directory.
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
-    std::path::absolute(&path).with_context(|| path.display().to_string())
+    std::fs::canonicalize(&path).with_context(|| path.display().to_string())
 }
 
 /// Options the evaluator gets: the user's, and `max_loss_increase` where it was given.
@@ -384,6 +413,21 @@ fn calibrate(
     let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(base_sha256, &pass))));
     if let Some(found) = file.as_ref().and_then(|f| Moments::open(f, model.slices())) {
         return Ok(found);
+    }
+    // A covariance of fewer tokens than it has rows takes every other direction for worthless.
+    let needed = model.slices().iter().map(|s| s.rows.min(s.cols) as usize).max().unwrap_or(0);
+    let length = windows.first().map_or(0, Vec::len);
+    for (what, count) in [
+        ("--calibration-windows", windows.len()),
+        ("--gradient-windows", config.gradient_windows.clamp(1, windows.len())),
+    ] {
+        if count * length < 2 * needed {
+            tracing::warn!(
+                "{} tokens of calibration text ({what} {count}) cannot tell {needed} directions apart: what is predicted to cost nothing may cost a lot; use {} windows or more",
+                count * length,
+                (2 * needed).div_ceil(length.max(1))
+            );
+        }
     }
     let bar = ui::bar(g, 1, "calibrating");
     let gathered = moments::gather(model, &pass, &mut |done, total| {

@@ -35,7 +35,7 @@ impl Screen {
     pub fn opening(&mut self, run: Option<&RunRecord>, path: &Path, loading: Duration) {
         let Some(r) = run.filter(|_| self.talks()) else { return };
         let bold = Style::new().bold();
-        anstream::println!(
+        say!(
             "{bold}{}{bold:#}: {} slices, {} parameters in them, at most {} awake ({:.0} %)",
             r.base_id,
             self.slices.len(),
@@ -43,7 +43,7 @@ impl Screen {
             millions(r.budget),
             100.0 * share(r.budget, r.parameters),
         );
-        anstream::println!(
+        say!(
             "policy {} {}, evaluator {} {}; ready after {:.1} s; run in {}",
             r.policy.info.name,
             r.policy.info.version,
@@ -58,7 +58,7 @@ impl Screen {
     pub fn closing(&mut self, events: &[Event], ended: &Ended, wake: &WakeRecord, path: &Path, took: Duration) {
         self.clear();
         if self.global.json {
-            println!("{}", summary(events, ended, wake, path, took));
+            say!("{}", summary(events, ended, wake, path, took));
             return;
         }
         if self.global.quiet {
@@ -67,26 +67,28 @@ impl Screen {
         let steps: Vec<&StepRecord> = events.steps().collect();
         let current = events.current();
         let shown = current.or_else(|| steps.last().copied());
+        // A step that never got to the model has nothing to show.
+        let shown = shown.filter(|s| s.verdict.is_some());
         if let Some(step) = shown {
-            anstream::println!("\n{}", self.table(step));
+            say!("\n{}", self.table(step));
         }
-        if let Some(v) = shown.and_then(|s| s.verdict.as_ref()) {
-            for line in judged(v, shown.and_then(|s| s.tokens_per_second)) {
-                anstream::println!("{line}");
+        if let Some((s, v)) = shown.and_then(|s| Some((s, s.verdict.as_ref()?))) {
+            for line in judged(v, s.tokens_per_second, current.is_some()) {
+                say!("{line}");
             }
         }
         let state = match current {
             Some(s) => format!("the state of step {} is current", s.step),
             None => "nothing was accepted: the model is the base, as before".into(),
         };
-        anstream::println!("{} ({:.1} s); {state}", sentence(&ended.reason), took.as_secs_f64());
+        say!("{} ({:.1} s); {state}", sentence(&ended.reason), took.as_secs_f64());
         let proof =
             if wake.identical { "every logit is the base's, bit for bit" } else { "LOGITS DIFFER FROM THE BASE" };
-        anstream::println!("woke everything in {:.3} ms: {proof}", 1000.0 * wake.seconds);
+        say!("woke everything in {:.3} ms: {proof}", 1000.0 * wake.seconds);
         if current.is_some() {
             let p = path.display();
-            anstream::println!("\nuse it:   plastic-host generate --state {p} --prompt \"...\"");
-            anstream::println!("go back:  plastic-host undo {p} --to 0");
+            say!("\nuse it:   plastic-host generate --state {p} --prompt \"...\"");
+            say!("go back:  plastic-host undo {p} --to 0");
         }
     }
 
@@ -213,12 +215,12 @@ impl Watcher for Screen {
         };
         let style = Style::new().bold().fg_color(Some(colour.into()));
         let total: u64 = self.slices.iter().map(|s| s.dense_parameters).sum();
-        anstream::println!(
+        say!(
             "step {}/{} {style}{word}{style:#}: {} awake, {} ({:.1} s)",
             s.step,
             self.steps,
             change(&s.before, &s.after, total),
-            s.reason,
+            s.reason.replace('\n', " "),
             s.times.total
         );
     }
@@ -238,7 +240,8 @@ fn metric<'a>(v: &'a Verdict, name: &str) -> Option<&'a Metric> {
 }
 
 /// Perplexity and speed, the base beside the candidate, and the verdict.
-fn judged(v: &Verdict, speed: Option<[f64; 2]>) -> Vec<String> {
+fn judged(v: &Verdict, speed: Option<[f64; 2]>, accepted: bool) -> Vec<String> {
+    let tried = if accepted { "" } else { ", tried and taken back" };
     let mut out = Vec::new();
     if let (Some(base), Some(now)) = (metric(v, "perplexity-base"), metric(v, "perplexity")) {
         let rise = metric(v, "loss-increase").map_or_else(String::new, |m| {
@@ -248,10 +251,12 @@ fn judged(v: &Verdict, speed: Option<[f64; 2]>) -> Vec<String> {
             };
             format!(" ({:+.4} nats per token{interval})", m.value)
         });
-        out.push(format!("perplexity  {:.2} → {:.2}{rise}", base.value, now.value));
+        out.push(format!("perplexity  {:.2} → {:.2}{rise}{tried}", base.value, now.value));
     }
     if let Some([base, now]) = speed {
-        out.push(format!("scoring     {base:.0} → {now:.0} tokens/s ({:+.0} %)", 100.0 * (now / base - 1.0)));
+        out.push(format!(
+            "scoring     {base:.0} → {now:.0} tokens/s, one measurement; `make bench` compares with care"
+        ));
     }
     let word = match v.decision {
         Decision::Accept => "accepted",

@@ -2,9 +2,46 @@
 
 use super::Global;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Duration;
+
+/// Set when standard output could not be written for another reason than that nobody reads it.
+static LOST_OUTPUT: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Writes a line of results. A reader that has gone away (`| head`) is no failure: the work goes on.
+pub fn write_out(text: std::fmt::Arguments) {
+    if let Err(e) = writeln!(anstream::stdout(), "{text}") {
+        keep(e);
+    }
+}
+
+/// Writes a line for people on standard error, if anybody reads it.
+pub fn write_note(text: std::fmt::Arguments) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// Remembers that results were lost.
+pub fn keep(e: std::io::Error) {
+    if e.kind() != std::io::ErrorKind::BrokenPipe {
+        LOST_OUTPUT.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+    }
+}
+
+/// The exit code in the end: 1 where results were lost, even if the work was done.
+pub fn finish(code: ExitCode) -> ExitCode {
+    if let Err(e) = std::io::stdout().flush() {
+        keep(e);
+    }
+    match LOST_OUTPUT.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+        None => code,
+        Some(e) => {
+            write_note(format_args!("error: standard output could not be written: {e}"));
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Sets up logging on standard error.
 pub fn init(g: &Global) {
@@ -61,10 +98,10 @@ pub fn fail(e: &anyhow::Error, g: &Global) -> ExitCode {
     let causes: Vec<String> = e.chain().map(|c| c.to_string()).collect();
     let text = joined(&causes);
     if g.json {
-        println!("{}", serde_json::json!({ "error": text, "causes": causes }));
+        say!("{}", serde_json::json!({ "error": text, "causes": causes }));
     }
     let style = anstyle::Style::new().bold().fg_color(Some(anstyle::AnsiColor::Red.into()));
-    anstream::eprintln!("{style}error:{style:#} {text}");
+    note!("{style}error:{style:#} {text}");
     ExitCode::FAILURE
 }
 

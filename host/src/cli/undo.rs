@@ -37,18 +37,14 @@ pub fn run(args: &UndoArgs, g: &Global) -> anyhow::Result<ExitCode> {
         None => journal.events().run().map_or(0, |r| r.parameters),
     };
     if g.json {
-        println!("{}", serde_json::json!({ "run": args.run, "from": from, "to": args.to, "parameters": parameters }));
+        say!("{}", serde_json::json!({ "run": args.run, "from": from, "to": args.to, "parameters": parameters }));
     } else {
         let what = if args.to == 0 {
             "the base, with everything awake,".into()
         } else {
             format!("the state of step {}", args.to)
         };
-        anstream::println!(
-            "{what} is current in {} ({} parameters awake)",
-            args.run.display(),
-            super::show::millions(parameters)
-        );
+        say!("{what} is current in {} ({} parameters awake)", args.run.display(), super::show::millions(parameters));
     }
     Ok(ExitCode::SUCCESS)
 }

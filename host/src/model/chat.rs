@@ -6,14 +6,23 @@
 
 use super::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as Jinja};
+use minijinja::value::{Kwargs, Serde, Value as Jinja, ValueKind};
 use minijinja::{Environment, Error as JinjaError, ErrorKind};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Instructions a template may use; a long conversation takes thousands.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 2_000_000;
+/// Time one rendering may take; work inside a filter uses no fuel.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Stack of a rendering: values nest as deeply as fuel lets them.
+const STACK: usize = 256 << 20;
+/// How deeply a value that is written out may nest, and how many parts it may have.
+const DEPTH: usize = 64;
+const PARTS: usize = 1_000_000;
 
 /// One turn of a conversation: an object with `role`, `content` and whatever else the template knows.
 pub type Message = Value;
@@ -27,7 +36,7 @@ pub fn message(role: &str, content: &str) -> Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     path: PathBuf,
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     /// `bos_token` and its kin, as text.
     tokens: Vec<(String, String)>,
 }
@@ -55,9 +64,13 @@ impl ChatTemplate {
         });
         env.add_function("strftime_now", |format: String| strftime(&format, now()));
         env.add_filter("tojson", tojson);
+        env.set_formatter(|out, state, value| {
+            bounded(value)?;
+            minijinja::escape_formatter(out, state, value)
+        });
         env.add_template_owned(NAME, without_generation_tags(source))
             .map_err(|e| Error::file(path, format!("the chat template is not valid: {e}")))?;
-        Ok(ChatTemplate { path: path.to_owned(), env, tokens })
+        Ok(ChatTemplate { path: path.to_owned(), env: Arc::new(env), tokens })
     }
 
     /// The conversation as text; with `prompt` the opening of the assistant's next turn at the end.
@@ -71,8 +84,27 @@ impl ChatTemplate {
         }
         context.insert("messages".into(), Value::from(messages.to_vec()));
         context.insert("add_generation_prompt".into(), Value::from(prompt));
-        let rendered = self.env.get_template(NAME).and_then(|t| t.render(Jinja::from(Serde(&context))));
-        rendered.map_err(|e| Error::file(&self.path, format!("the chat template refuses these messages: {e}")))
+        let (env, (send, rendered)) = (self.env.clone(), channel());
+        // On a thread of its own, so that a template that does not end can be left behind.
+        let render = move || {
+            let context = Jinja::from(Serde(&context));
+            let text = crate::calm::calm(|| env.get_template(NAME).and_then(|t| t.render(context)));
+            let _ = send.send(text);
+        };
+        let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(STACK).spawn(render);
+        thread.map_err(|e| Error::file(&self.path, format!("the chat template cannot be run: {e}")))?;
+        match rendered.recv_timeout(DEADLINE) {
+            Ok(Some(Ok(text))) => Ok(text),
+            Ok(Some(Err(e))) => Err(self.failed(&format!("refuses these messages: {e}"))),
+            Ok(None) | Err(RecvTimeoutError::Disconnected) => Err(self.failed("crashes; use another one")),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(self.failed(&format!("does not end within {DEADLINE:?}; use another one")))
+            }
+        }
+    }
+
+    fn failed(&self, what: &str) -> Error {
+        Error::file(&self.path, format!("the chat template {what}"))
     }
 }
 
@@ -95,8 +127,36 @@ fn without_generation_tags(source: &str) -> String {
     out
 }
 
+/// Refuses a value that nests without end or has too many parts to be written out.
+fn bounded(value: &Jinja) -> std::result::Result<(), JinjaError> {
+    fn walk(value: &Jinja, depth: usize, parts: &mut usize) -> bool {
+        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain) {
+            return true;
+        }
+        let Ok(items) = value.try_iter() else { return true };
+        if depth == 0 {
+            return false;
+        }
+        for item in items {
+            *parts += 1;
+            let inner = if value.kind() == ValueKind::Map { value.get_item(&item).unwrap_or_default() } else { item };
+            if *parts > PARTS || !walk(&inner, depth - 1, parts) {
+                return false;
+            }
+        }
+        true
+    }
+    match walk(value, DEPTH, &mut 0) {
+        true => Ok(()),
+        false => {
+            Err(JinjaError::new(ErrorKind::InvalidOperation, "it writes out a value that is too deep or too large"))
+        }
+    }
+}
+
 /// Jinja's own `tojson` escapes for HTML; transformers' does not.
 fn tojson(value: Jinja, kwargs: Kwargs) -> std::result::Result<String, JinjaError> {
+    bounded(&value)?;
     let bad = |e: serde_json::Error| JinjaError::new(ErrorKind::InvalidOperation, e.to_string());
     let indent: Option<usize> = kwargs.get("indent")?;
     // Both change nothing here, but templates pass them.
@@ -231,6 +291,20 @@ mod tests {
     fn a_template_cannot_run_for_ever() {
         let nested = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
         assert!(render(nested, &[], false).unwrap_err().to_string().contains("fuel"));
+    }
+
+    #[test]
+    fn a_value_without_end_is_not_written_out() {
+        for source in [
+            "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+            "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns | tojson }}",
+            "{% set ns = namespace(l=[1]) %}{% for i in range(9000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}",
+            "{% set ns = namespace(l=[1]) %}{% for i in range(40) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        ] {
+            let text = render(source, &[], false).unwrap_err().to_string();
+            assert!(text.contains("too deep or too large"), "{text}");
+        }
+        assert_eq!(render("{{ [1, {'a': [2]}] | tojson }}", &[], false).unwrap(), r#"[1, {"a": [2]}]"#);
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct RunRecord {
     pub parameters: u64,
     /// Parameters that may stay awake.
     pub budget: u64,
+    /// SHA-256 of the resolved options, the number of steps left out.
+    pub options_sha256: String,
 }
 
 /// How a step ended.
@@ -170,6 +172,9 @@ pub struct StepRecord {
     /// Banks written by this step, all in its own bank file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub banks: Vec<BankRecord>,
+    /// SHA-256 of the bank file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub banks_sha256: String,
     /// The policy's state after deciding, base 16.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub policy_state: String,
@@ -348,7 +353,12 @@ fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
     for (number, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
         let complete = line.ends_with(b"\n");
         match serde_json::from_slice::<Event>(line) {
-            Ok(event) if complete => events.push(event),
+            Ok(event) if complete => {
+                if let Err(message) = follows(&event, &events) {
+                    return Err(JournalError::Line { path: path.to_owned(), line: number + 1, message });
+                }
+                events.push(event);
+            }
             _ if !complete => break,
             Ok(_) => break,
             Err(e) => {
@@ -363,6 +373,50 @@ fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
         }
         Some(Event::Run(_)) => Ok((events, whole)),
         _ => Err(JournalError::NoRun { path: path.to_owned() }),
+    }
+}
+
+/// Whether an event can come after the earlier ones; says what is wrong where it cannot.
+fn follows(event: &Event, earlier: &[Event]) -> std::result::Result<(), String> {
+    match event {
+        Event::Run(_) if !earlier.is_empty() => Err("a second run begins; the file is two journals in one".into()),
+        Event::Step(s) => {
+            let next = earlier.steps().last().map_or(1, |last| last.step + 1);
+            let parent = earlier.current().map_or(0, |c| c.step);
+            if s.step != next {
+                return Err(format!("step {} where step {next} belongs; lines are missing or out of order", s.step));
+            }
+            if s.parent != parent {
+                return Err(format!("step {} starts from step {}, but step {parent} is current", s.step, s.parent));
+            }
+            if s.state.is_some() != (s.fate == Fate::Committed) {
+                return Err(format!(
+                    "step {} is {} with{} a new state",
+                    s.step,
+                    s.fate.name(),
+                    if s.state.is_some() { "" } else { "out" }
+                ));
+            }
+            let slices = earlier.run().map_or(&[][..], |r| &r.slices);
+            if let Some(state) = &s.state {
+                let fits = |(a, slice): (&Awake, &Slice)| a.is_valid(slice.max_rank);
+                if state.len() != slices.len() || !state.iter().zip(slices).all(fits) {
+                    return Err(format!("the state of step {} does not fit the run's slices", s.step));
+                }
+            }
+            let fits = |b: &BankRecord| {
+                slices.get(b.slice as usize).is_some_and(|s| b.rank == s.max_rank && b.core.is_valid(b.rank))
+            };
+            if !s.banks.iter().all(fits) {
+                return Err(format!("the banks of step {} do not fit the run's slices", s.step));
+            }
+            let digits = s.policy_state.bytes().all(|b| b.is_ascii_hexdigit()) && s.policy_state.len() % 2 == 0;
+            if digits { Ok(()) } else { Err(format!("the policy's state of step {} is not in base 16", s.step)) }
+        }
+        Event::Undo { to, .. } if *to != 0 && earlier.committed(*to).is_none() => {
+            Err(format!("goes back to step {to}, which was not committed"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use super::bank::Bank;
 use super::elastic::{Elastic, Factoring};
 use super::journal::{History, Journal, JournalError, StepRecord};
 use super::state::{Awake, DENSE};
+use crate::model::hash::sha256_file;
 use crate::model::{Model, registry};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -70,6 +71,14 @@ pub enum RunError {
         /// The slice.
         slice: String,
     },
+    /// A bank file is not the one that the step wrote.
+    #[error("{}: {what}; the run cannot be used from this step, undo to an earlier one", path.display())]
+    Bank {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     /// A state cannot be applied.
     #[error(transparent)]
     Elastic(#[from] super::elastic::ElasticError),
@@ -93,7 +102,15 @@ impl RunDir {
         let io = |source| RunError::Io { path: path.to_owned(), source };
         std::fs::create_dir_all(path).map_err(io)?;
         let dir = RunDir::locked(path)?;
-        let occupied = std::fs::read_dir(path).map_err(io)?.flatten().any(|e| e.file_name() != ".lock");
+        // What a crash leaves between the first file and the first whole line of the journal is no run.
+        let journal = dir.journal();
+        let begun = std::fs::read(&journal).is_ok_and(|bytes| bytes.contains(&b'\n'));
+        let ours = [".lock", "config.toml", "journal.jsonl"];
+        let other = |e: std::fs::DirEntry| !ours.iter().any(|name| e.file_name() == *name);
+        let occupied = begun || std::fs::read_dir(path).map_err(io)?.flatten().any(other);
+        if !occupied && journal.exists() {
+            std::fs::remove_file(&journal).map_err(io)?;
+        }
         match occupied {
             true => Err(RunError::NotEmpty { path: path.to_owned() }),
             false => Ok(dir),
@@ -137,14 +154,15 @@ impl RunDir {
         self.path.join("config.toml")
     }
 
-    /// Writes the banks a step first made and moves them out of memory; answers their records.
+    /// Writes the banks a step first made and moves them out of memory; answers their records and the
+    /// SHA-256 of their file.
     ///
     /// # Errors
     /// When the disk is full; the banks then stay in memory and no half file is left.
-    pub fn write_banks(&self, step: u32, elastic: &mut Elastic) -> Result<Vec<super::bank::BankRecord>> {
+    pub fn write_banks(&self, step: u32, elastic: &mut Elastic) -> Result<(Vec<super::bank::BankRecord>, String)> {
         let banks = elastic.unwritten_banks();
         if banks.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), String::new()));
         }
         let path = bank_file(&self.path, step);
         let (mut tensors, mut records, mut filed) = (Vec::new(), Vec::new(), HashMap::new());
@@ -157,8 +175,10 @@ impl RunDir {
         }
         let io = |source| RunError::Io { path: path.clone(), source };
         super::files::write_tensors(&path, &tensors).map_err(io)?;
+        let sha256 =
+            sha256_file(&path, &mut |_| {}).map_err(|e| RunError::Io { path: path.clone(), source: e.source })?;
         elastic.set_banks(filed);
-        Ok(records)
+        Ok((records, sha256))
     }
 }
 
@@ -192,6 +212,7 @@ pub fn apply_state(
     // The newest bank of each slice along the chain of states that led here.
     let mut banks: HashMap<usize, Bank> = HashMap::new();
     for s in history.chain(Some(step)) {
+        check_banks(run, s)?;
         for record in &s.banks {
             let i = record.slice as usize;
             let Some(slice) = slices.get(i) else { continue };
@@ -207,6 +228,22 @@ pub fn apply_state(
     }
     let how = Factoring { metric: None, moments: None, parking: super::bank::Parking::EightBit };
     Ok(elastic.apply(&state, &frozen, &how, progress)?)
+}
+
+/// Checks that the bank file of a step is the one it wrote.
+fn check_banks(run: &Path, step: &StepRecord) -> Result<()> {
+    if step.banks.is_empty() {
+        return Ok(());
+    }
+    let path = bank_file(run, step.step);
+    let found = sha256_file(&path, &mut |_| {});
+    let what = match found {
+        Ok(found) if found == step.banks_sha256 => return Ok(()),
+        Ok(_) => "its contents have changed since the step wrote it".into(),
+        Err(e) if e.source.kind() == io::ErrorKind::NotFound => "it is missing".into(),
+        Err(e) => e.source.to_string(),
+    };
+    Err(RunError::Bank { path, what })
 }
 
 /// The slices of a run as positions in a model.

@@ -230,7 +230,7 @@ impl Runner {
                 }
             }
             if self.next > self.parts.run.steps {
-                break format!("all {} steps taken", self.parts.run.steps);
+                break format!("{} of {} steps taken", self.next - 1, self.parts.run.steps);
             }
             if watcher.interrupted() {
                 return Err(self.interrupted());
@@ -330,12 +330,12 @@ impl Runner {
             state: None,
             frozen: Vec::new(),
             banks: Vec::new(),
+            banks_sha256: String::new(),
             policy_state: String::new(),
         }
     }
 
     fn fail(&self, record: &mut StepRecord, fate: Fate, reason: String) {
-        tracing::warn!("step {}: {}: {reason}", record.step, fate.name());
         record.fate = fate;
         record.reason = reason;
     }
@@ -394,7 +394,7 @@ impl Runner {
                 let accepted = verdict.decision == Decision::Accept;
                 record.verdict = Some(verdict);
                 if accepted {
-                    record.banks = clock
+                    (record.banks, record.banks_sha256) = clock
                         .time(|t| &mut t.commit, || self.parts.dir.write_banks(record.step, &mut self.parts.elastic))?;
                     commit(record);
                 } else {
