@@ -56,6 +56,17 @@ pub fn put(plan: &mut Plan, slice: SliceView<'_>, keep: Keep, why: &str) {
     }
 }
 
+/// Why a slice keeps what it keeps, for people: the energy held and the rule behind it.
+pub fn reason(slice: SliceView<'_>, values: &[f32], keep: Keep, rule: String) -> String {
+    match keep {
+        Keep::Dense => format!("factors would save nothing: {rule}"),
+        Keep::Rank(rank) => {
+            let held = spectrum::held_percent(values, rank);
+            format!("{held:.1} % of this slice's energy in {rank} of {}: {rule}", slice.max_rank())
+        }
+    }
+}
+
 /// The rise of the loss over the base, in nats per token, that the fisher spectra predict: half the
 /// energy of what sleeps. `keep` is what becomes of the slices that are not frozen, in order.
 ///
