@@ -37,6 +37,18 @@ impl Keep {
     }
 }
 
+/// The components whose factors cost as much as the dense slice: where a dense slice stands on the
+/// way down.
+pub fn break_even(slice: SliceView<'_>) -> usize {
+    let rank = slice.dense_parameters() / slice.parameters(1).max(1);
+    slice.max_rank().min(rank as usize)
+}
+
+/// The components awake; of a dense slice, as many as cost what it costs.
+pub fn rank_now(slice: SliceView<'_>) -> usize {
+    if slice.is_dense() { break_even(slice) } else { slice.awake() }
+}
+
 /// The slices that may change, and the parameters awake in those that may not.
 pub fn open(seen: &Observation) -> (Vec<SliceView<'_>>, u64) {
     let (frozen, open): (Vec<_>, Vec<_>) = seen.slices().partition(|s| s.is_frozen());
@@ -133,6 +145,7 @@ mod tests {
         let seen = seen();
         let slice = seen.slice(1).unwrap();
         assert_eq!((Keep::cheapest(slice, 2), Keep::cheapest(slice, 3)), (Keep::Rank(2), Keep::Dense));
+        assert_eq!((break_even(slice), rank_now(slice), rank_now(seen.slice(0).unwrap())), (2, 2, 2));
         assert_eq!((Keep::Rank(2).parameters(slice), Keep::Dense.parameters(slice)), (20, 24));
         let mut plan = Plan::new();
         put(&mut plan, slice, Keep::Dense, "as it is");
