@@ -11,9 +11,8 @@
 //!
 //! The effective rank compares slices; it does not say how many components one may lose. So every
 //! slice keeps the same multiple of it, the largest that the budget allows, or the multiple that
-//! `factor` says. It hears nothing of the slices'
-//! scales: `water-fill` does, and spends better where they compare and are well known, as in `fisher`
-//! with ample calibration text; where that is scarce, this is the more robust of the two.
+//! `factor` says. It is blind to the slices' scales; `water-fill` sees them, and spends better where
+//! they are well known, as in `fisher` with ample calibration text.
 
 use plastic_plugin::goal::{Goal, Way};
 use plastic_plugin::prelude::*;

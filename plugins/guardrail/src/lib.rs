@@ -8,11 +8,11 @@
 //! ```
 //!
 //! Figures are what the evaluator reports (`scored-tokens-per-second`, `resident-bytes`), the bytes
-//! that awake and parked components occupy, and the parameters awake against the budget. While any
-//! excess is positive, a step of rank goes to sleep: the components of least predicted loss per
-//! parameter ([`plastic_plugin::water`], metric fisher). When every figure has been within its limit
-//! by more than `room` for `patience` measurements, a step wakes, the best components first, never
-//! beyond the budget.
+//! that awake components occupy (sleep only adds to the parked ones), and the parameters awake
+//! against the budget. While any excess is positive, a step of rank goes to sleep: the components of
+//! least predicted loss per parameter ([`plastic_plugin::water`], metric fisher). When every figure
+//! has been within its limit by more than `room` for `patience` observations, a step wakes, the best
+//! components first, never beyond the budget.
 //!
 //! What is woken and exceeds a limit at once would come and go for ever. So each such regret doubles
 //! the patience, as networks back off after a collision (Metcalfe & Boggs, Ethernet, Communications
@@ -21,7 +21,7 @@
 mod memory;
 
 use memory::Memory;
-use plastic_plugin::keep::{self, Keep};
+use plastic_plugin::keep;
 use plastic_plugin::prelude::*;
 use plastic_plugin::water::{self, Basin};
 
@@ -37,7 +37,7 @@ plastic_plugin::options! {
         /// Speed (`scored-tokens-per-second` of the evaluator) at least; 0: no limit.
         #[range(0.0..=1000000000.0)]
         pub min_tokens_per_second: f64 = 0.0,
-        /// Memory of the slices, parked components included, at most, in MB of a million bytes; 0: no limit. Needs no evaluator's figure.
+        /// Memory of what is awake in the slices at most, in MB of a million bytes; 0: no limit. Needs no evaluator's figure.
         #[range(0.0..=1000000000.0)]
         pub max_slices_mb: f64 = 0.0,
         /// Share of all parameters that goes to sleep or wakes in one step, at most.
@@ -46,7 +46,7 @@ plastic_plugin::options! {
         /// How far within every limit the figures must be before rank wakes, as a share of the limit.
         #[range(0.0..=1.0)]
         pub room: f64 = 0.1,
-        /// Measurements in a row with room before rank wakes.
+        /// Observations in a row with room before rank wakes.
         #[range(1..=1000000)]
         pub patience: u32 = 2,
         /// Components every slice keeps at least.
@@ -169,12 +169,12 @@ impl Guardrail {
     fn gauges(&self, seen: &Observation) -> Vec<Gauge> {
         let Options { max_resident_mb, min_tokens_per_second, max_slices_mb, .. } = self.options;
         let measured = |name: &str| seen.metrics.iter().find(|m| m.name == name).map(|m| m.value);
-        let occupied: u64 = seen.slices().map(|s| s.state().bytes + s.state().parked_bytes).sum();
+        let occupied: u64 = seen.slices().map(|s| s.state().bytes).sum();
         let gauge = |name, value, limit, more_is_better| Gauge { name, value, limit, more_is_better };
         let all = [
             gauge("resident-bytes", measured("resident-bytes"), 1e6 * max_resident_mb, false),
             gauge("scored-tokens-per-second", measured("scored-tokens-per-second"), min_tokens_per_second, true),
-            gauge("bytes of the slices", Some(occupied as f64), 1e6 * max_slices_mb, false),
+            gauge("bytes awake in the slices", Some(occupied as f64), 1e6 * max_slices_mb, false),
         ];
         let mut gauges: Vec<Gauge> = all.into_iter().filter(|g| g.limit > 0.0).collect();
         // The budget is a bound, not a figure that needs room: waking stays below it anyway.
@@ -195,7 +195,6 @@ impl Guardrail {
             let why = keep::reason(*slice, slice.spectrum("fisher"), *keep, why.to_owned());
             keep::put(plan, *slice, *keep, &why);
         }
-        let kept: Vec<Keep> = kept;
         plan.predict(keep::predicted(seen, &kept)?);
         Ok(!plan.actions.is_empty())
     }

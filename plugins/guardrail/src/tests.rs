@@ -110,7 +110,7 @@ fn memory_of_the_slices_needs_no_evaluator() {
     // 6 400 parameters of 4 bytes: 25 600 bytes. The limit is half of it.
     let mut session = Session::<Guardrail>::new(model(1.0), r#"{"max_slices_mb": 0.0128, "step": 0.2}"#).unwrap();
     let plan = session.decide().unwrap();
-    assert!(plan.actions[0].reason.contains("bytes of the slices is 25600, at most 12800"));
+    assert!(plan.actions[0].reason.contains("bytes awake in the slices is 25600, at most 12800"));
     session.model_mut().states.iter_mut().for_each(|s| s.bytes = 3000);
     assert!(session.decide().unwrap().actions.is_empty());
 }

@@ -9,9 +9,9 @@
 //!
 //! where r_dense is the rank whose factors cost as much as the dense slice. The average takes out
 //! what comes and goes, the dead band what is too small to matter, the dwell time bounds how often a
-//! slice can change whatever happens: the three parts of a debounced two-point controller (Åström &
-//! Murray, Feedback Systems, 2008, on hysteresis and relay feedback). Two wants that differ by less
-//! than the band never make a slice go to and fro.
+//! slice can change whatever happens: on-off control with dead zone and hysteresis (Åström & Murray,
+//! Feedback Systems, 2008, chapter 1). Two wants that differ by less than the band never make a slice
+//! go to and fro.
 //!
 //! While more is awake than the budget allows, the band does not hold sleeping back: the budget comes
 //! first. A slice wakes only as far as the budget has room. When an evaluator rejects a plan, the

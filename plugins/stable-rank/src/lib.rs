@@ -8,11 +8,10 @@
 //! Sampling from large matrices, Journal of the ACM 54, 2007). It is 1 where one component rules
 //! and min(m, n) where all are equal, and a little noise hardly moves it.
 //!
-//! The stable rank compares slices; it does not say how many components one may lose. So every slice
-//! keeps the same multiple of it, the largest that the budget allows, or the multiple that `factor`
-//! says. It hears nothing of the slices'
-//! scales: `water-fill` does, and spends better where they compare and are well known, as in `fisher`
-//! with ample calibration text; where that is scarce, this is the more robust of the two.
+//! The stable rank compares slices; it does not say how many components one may lose. So every
+//! slice keeps the same multiple of it, the largest that the budget allows, or the multiple that
+//! `factor` says. It is blind to the slices' scales; `water-fill` sees them, and spends better where
+//! they are well known, as in `fisher` with ample calibration text.
 
 use plastic_plugin::goal::{Goal, Way};
 use plastic_plugin::prelude::*;
