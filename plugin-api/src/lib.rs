@@ -35,6 +35,7 @@
 //! | --- | --- |
 //! | decide on ranks | [`RankPolicy`], [`Observation`], [`Plan`] |
 //! | judge a changed model | [`Evaluator`], [`Measure`], [`Verdict`] |
+//! | share parameters out over slices | [`water`], [`level`], [`keep`], [`goal`] |
 //! | take typed options | [`options!`], [`choices!`] |
 //! | tell the operator something | [`info!`], [`warn!`] and their kin |
 //! | test natively | [`testing`] |
@@ -46,15 +47,20 @@ extern crate self as plastic_plugin;
 pub mod bindings;
 mod convert;
 pub mod evaluator;
+pub mod goal;
+pub mod keep;
+pub mod level;
 pub mod logging;
 pub mod observation;
 pub mod options;
 pub mod plan;
 pub mod policy;
 pub mod records;
+pub mod spectrum;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 pub mod verdict;
+pub mod water;
 
 pub use evaluator::{Evaluator, Measure, Subject};
 pub use observation::{Observation, SliceView};

@@ -11,12 +11,10 @@
 //! The way to the goal is spread over the steps of the run. When an evaluator rejects a step, the
 //! next one aims halfway between the model as it is and what was rejected.
 
-mod goal;
-mod water;
-
-use goal::Goal;
+use plastic_plugin::goal::Goal;
+use plastic_plugin::keep::Keep;
 use plastic_plugin::prelude::*;
-use water::{Basin, Keep};
+use plastic_plugin::water::{self, Basin};
 
 plastic_plugin::choices! {
     /// How singular values are measured.
@@ -127,16 +125,7 @@ impl Energy {
     }
 
     fn basin(&self, slice: SliceView) -> Result<Basin, String> {
-        let metric = self.options.metric.as_str();
-        let values = slice.spectrum(metric);
-        if values.is_empty() {
-            return Err(format!("the host sent no {metric} spectrum of {}", slice.name()));
-        }
-        if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
-            return Err(format!("the {metric} spectrum of {} contains {bad}", slice.name()));
-        }
-        let may_be_dense = slice.is_dense() || slice.state().dense_allowed;
-        Ok(Basin::new(values, slice.rows(), slice.cols(), may_be_dense))
+        Basin::of(slice, self.options.metric.as_str())
     }
 
     /// An action for every slice that changes.

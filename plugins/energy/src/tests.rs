@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::water::{fill, hold, lost, parameters};
 use plastic_plugin::testing::{Model, Session};
+use plastic_plugin::water::{fill, hold, lost, parameters};
 
 const SHAPES: [(usize, usize); 8] = [(48, 64), (64, 64), (16, 64), (96, 40), (40, 96), (64, 24), (7, 5), (80, 80)];
 const SCALES: [f64; 8] = [1.0, 0.25, 4.0, 0.5, 1.5, 0.125, 2.0, 0.75];

@@ -17,6 +17,8 @@
 //!
 //! Raising λ never adds parameters, so the level that meets a budget is found by bisection.
 
+use crate::keep::Keep;
+use crate::observation::SliceView;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -38,15 +40,6 @@ pub struct Basin {
     may_be_dense: bool,
 }
 
-/// What becomes of a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// The base's own weights.
-    Dense,
-    /// Factors with this many components.
-    Rank(usize),
-}
-
 impl Basin {
     /// A slice `rows` × `cols` with its singular values, largest first.
     pub fn new(values: &[f32], rows: usize, cols: usize, may_be_dense: bool) -> Basin {
@@ -56,6 +49,24 @@ impl Basin {
             tail[i] = energies[i] + tail[i + 1];
         }
         Basin { energies, tail, component: (rows + cols) as u64, dense: rows as u64 * cols as u64, may_be_dense }
+    }
+
+    /// A slice as it is observed, in a metric.
+    ///
+    /// # Errors
+    /// As [`spectrum::checked`](crate::spectrum::checked).
+    pub fn of(slice: SliceView<'_>, metric: &str) -> Result<Basin, String> {
+        let values = crate::spectrum::checked(slice, metric)?;
+        Ok(Basin::new(values, slice.rows(), slice.cols(), slice.is_dense() || slice.state().dense_allowed))
+    }
+
+    /// The same slice, whose components come in blocks of `size` only: from here on a rank counts
+    /// blocks. The last block may be an incomplete one and counts as a whole.
+    pub fn in_blocks(&self, size: usize) -> Basin {
+        let size = size.max(1);
+        let energies: Vec<f64> = self.energies.chunks(size).map(|block| block.iter().sum()).collect();
+        let tail = (0..=energies.len()).map(|blocks| self.tail[(blocks * size).min(self.max_rank())]).collect();
+        Basin { energies, tail, component: self.component * size as u64, ..*self }
     }
 
     /// Parameters of a decision.
@@ -82,6 +93,11 @@ impl Basin {
     /// The number of components.
     pub fn max_rank(&self) -> usize {
         self.energies.len()
+    }
+
+    /// Whether the base's own weights may be had again.
+    pub fn may_be_dense(&self) -> bool {
+        self.may_be_dense
     }
 
     /// What the slice keeps at a level.

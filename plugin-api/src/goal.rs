@@ -1,9 +1,34 @@
 //! How many parameters the next step aims at: on the way to the goal, and after a rejection.
+//!
+//! A policy that knows how to spend any number of parameters ([`water`](crate::water),
+//! [`level`](crate::level)) needs no more than this to become a whole one: [`Goal::step`] is its
+//! `decide`.
 
-use plastic_plugin::Observation;
+use crate::keep::{self, Keep};
+use crate::observation::Observation;
+use crate::plan::Plan;
+use crate::spectrum;
 
 /// How often a rejected aim is halved before the policy gives in.
 const HALVINGS: u32 = 3;
+
+/// Shares parameters out over the slices that are not frozen: what each keeps, and why. None where
+/// they do not suffice.
+pub trait Spend: FnOnce(u64) -> Option<Vec<(Keep, String)>> {}
+
+impl<F: FnOnce(u64) -> Option<Vec<(Keep, String)>>> Spend for F {}
+
+/// Where a policy goes, and how.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Way {
+    /// Metric of the spectra; in `fisher` the plan predicts the rise of the loss.
+    pub metric: &'static str,
+    /// Parameters the rule asks for in slices that are not frozen, where that may be less than the
+    /// budget leaves; none to go to the budget.
+    pub enough: Option<u64>,
+    /// Spread the way over the steps of the run.
+    pub ramp: bool,
+}
 
 /// What is remembered from step to step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +95,46 @@ impl Goal {
         Ok(aim)
     }
 
+    /// One step of a policy that spends parameters: learns the fate of the last plan, aims, lets
+    /// `spend` share out that many parameters over the slices that are not frozen, and writes the
+    /// plan with its prediction. Stops where the goal is reached, or nothing more is accepted.
+    ///
+    /// # Errors
+    /// The metric's spectra are missing or no numbers, or the parameters do not suffice.
+    pub fn step(&mut self, seen: &Observation, way: &Way, spend: impl Spend) -> Result<Plan, String> {
+        if let Some(why) = self.learn(seen) {
+            return Ok(stopped(why));
+        }
+        let (slices, fixed) = keep::open(seen);
+        for slice in &slices {
+            spectrum::checked(*slice, way.metric)?;
+        }
+        let end = seen.run().budget.min(fixed.saturating_add(way.enough.unwrap_or(u64::MAX)));
+        let aim = match self.aim(seen, end, way.ramp) {
+            Ok(aim) => aim,
+            Err(why) => return Ok(stopped(why)),
+        };
+        let kept = spend(aim.saturating_sub(fixed)).ok_or_else(|| {
+            format!("{aim} parameters are too few for what every slice keeps at least (min_rank); raise the budget")
+        })?;
+        let mut plan = Plan::new();
+        for (slice, (keep, why)) in slices.iter().zip(&kept) {
+            keep::put(&mut plan, *slice, *keep, why);
+        }
+        if way.metric == "fisher" {
+            let keep: Vec<Keep> = kept.iter().map(|k| k.0).collect();
+            plan.predict(keep::predicted(seen, &keep)?);
+        }
+        if plan.actions.is_empty() && aim == end {
+            let share = 100.0 * seen.awake as f64 / seen.run().parameters.max(1) as f64;
+            plan.stop(match end < seen.run().budget {
+                true => format!("{share:.2} % of the parameters are all the rule asks for"),
+                false => format!("budget reached: {share:.2} % of the parameters are awake"),
+            });
+        }
+        Ok(plan)
+    }
+
     /// For a snapshot.
     pub fn to_bytes(&self) -> Vec<u8> {
         let number = |n: Option<u64>| n.map_or("-".into(), |n| n.to_string());
@@ -82,7 +147,7 @@ impl Goal {
     /// # Errors
     /// It is not one of this policy.
     pub fn from_bytes(bytes: &[u8]) -> Result<Goal, String> {
-        let bad = || "the snapshot is not one of this version of the energy policy".to_owned();
+        let bad = || "the snapshot is not one of this version of the policy".to_owned();
         let text = std::str::from_utf8(bytes).map_err(|_| bad())?;
         let fields: Vec<&str> = text.split(' ').collect();
         let ["1", start, aimed, rejected, rejections] = fields[..] else { return Err(bad()) };
@@ -97,4 +162,11 @@ impl Goal {
             rejections: rejections.parse().map_err(|_| bad())?,
         })
     }
+}
+
+/// Nothing changes, and the run ends.
+fn stopped(why: String) -> Plan {
+    let mut plan = Plan::new();
+    plan.stop(why);
+    plan
 }
