@@ -1,3 +1,7 @@
+//! Reading and writing files so that neither end is surprised.
+//!
+//! Reading: regular files only, of bounded size; a pipe would hang and a device would never end.
+//!
 //! Writing so that a reader sees the old file or directory or the new one, never half of one.
 //!
 //! Files and directories are written under a temporary name beside their place, synced and renamed.
@@ -5,7 +9,7 @@
 //! what was being done to it and, where there is one, the remedy (a full disk, a read-only directory).
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// A file operation failed.
@@ -39,6 +43,31 @@ fn remedy(e: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// Opens a regular file.
+///
+/// # Errors
+/// What the system says, or that it is a directory, a pipe or a device.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Asked before opening: opening a pipe waits for its writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(path)
+}
+
+/// Reads a regular file of at most `most` bytes.
+///
+/// # Errors
+/// As [`open_regular`], or that it is larger.
+pub fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {} MiB", most >> 20)));
+    }
+    Ok(bytes)
 }
 
 /// Writes a whole file: temporary file in the same directory, synced, renamed.
@@ -232,6 +261,16 @@ mod tests {
         drop(Staged::new(&dir.path().join("m")).unwrap());
         assert!(!left.exists());
         assert!(other.exists(), "another model's");
+    }
+
+    #[test]
+    fn only_files_of_a_sane_size_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x");
+        fs::write(&file, vec![1; 100]).unwrap();
+        assert_eq!(read_bounded(&file, 100).unwrap().len(), 100);
+        assert!(read_bounded(&file, 99).unwrap_err().to_string().contains("larger than"));
+        assert!(read_bounded(dir.path(), 99).unwrap_err().to_string().contains("not a regular file"));
     }
 
     #[test]

@@ -100,7 +100,9 @@ impl RunArgs {
         let mut c = match &self.config {
             None => RunConfig::default(),
             Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                let bytes = crate::atomic::read_bounded(path, 1 << 20)
+                    .with_context(|| format!("--config {}", path.display()))?;
+                let text = String::from_utf8(bytes).with_context(|| path.display().to_string())?;
                 toml::from_str(&text).with_context(|| format!("{}: options cannot be read", path.display()))?
             }
         };

@@ -1,11 +1,12 @@
 //! Typed access to the fields of a JSON object that someone else wrote.
 
 use super::error::{Error, Result};
+use crate::atomic::read_bounded;
 use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Largest JSON file that is read; real configurations have kilobytes, tokenisers megabytes.
-const MAX_JSON: u64 = 256 << 20;
+pub(crate) const MAX_JSON: u64 = 256 << 20;
 
 /// One JSON object with the file and the dotted prefix it came from, for messages.
 pub(crate) struct Fields<'a> {
@@ -114,11 +115,7 @@ pub(crate) fn short(v: &Value) -> String {
 /// # Errors
 /// When the file cannot be read, is larger than 256 MiB, or is not JSON (with line and column).
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let len = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if len > MAX_JSON {
-        return Err(Error::file(path, format!("{len} bytes of JSON; at most {MAX_JSON} are read")));
-    }
-    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let text = read_bounded(path, MAX_JSON).map_err(Error::io(path))?;
     serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
 }
 

@@ -7,7 +7,7 @@
 use super::paths;
 use crate::atomic::{self, FileError};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// # Errors
 /// Where the file cannot be read.
 pub fn sha256_file(path: &Path, advance: &mut dyn FnMut(u64)) -> Result<String, FileError> {
-    let mut file = File::open(path).map_err(FileError::at("opening", path))?;
+    let mut file = atomic::open_regular(path).map_err(FileError::at("opening", path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     loop {

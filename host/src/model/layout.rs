@@ -3,8 +3,9 @@
 //! Fails with [`NotACheckpoint`], which names the directory, what is wrong and what to do. Only names and
 //! `config.json` are looked at here; the numbers are the loader's.
 
+use super::fields::MAX_JSON;
 use super::hash;
-use crate::atomic::FileError;
+use crate::atomic::{FileError, read_bounded};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -46,7 +47,7 @@ pub fn usable_config(dir: &Path) -> Result<(), NotACheckpoint> {
             None => bad("it has no config.json".into(), named),
         };
     }
-    let text = match std::fs::read(&config) {
+    let text = match read_bounded(&config, MAX_JSON) {
         Ok(text) => text,
         Err(e) => return bad(format!("config.json cannot be read ({e})"), "make it readable"),
     };
@@ -99,7 +100,7 @@ pub fn shard_names(dir: &Path, all: Vec<String>) -> Result<Vec<String>, NotAChec
     let bad = |what: String| NotACheckpoint::new(dir, what, AGAIN);
     let index = dir.join("model.safetensors.index.json");
     let mut names: Vec<String> = if index.is_file() {
-        let text = std::fs::read(&index).map_err(|e| bad(format!("its index cannot be read ({e})")))?;
+        let text = read_bounded(&index, MAX_JSON).map_err(|e| bad(format!("its index cannot be read ({e})")))?;
         let json: serde_json::Value = serde_json::from_slice(&text)
             .map_err(|e| bad(format!("model.safetensors.index.json is not valid JSON ({e})")))?;
         let map = json.get("weight_map").and_then(|m| m.as_object());

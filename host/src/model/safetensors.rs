@@ -5,7 +5,6 @@
 use super::error::{Error, Result};
 use serde::de::{MapAccess, Visitor};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -72,7 +71,7 @@ fn width(dtype: &str) -> Option<u64> {
 /// When the file is shorter than it says, the header too large or no JSON, a tensor repeated, of an
 /// unknown type, outside the file, over another one, or of a size that its shape contradicts.
 pub fn read_header(path: &Path) -> Result<BTreeMap<String, TensorInfo>> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut file = crate::atomic::open_regular(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
     let bad = |reason: String| Error::file(path, reason);
     let truncated = "the file is truncated or no safetensors file: fetch it again";

@@ -2,7 +2,8 @@
 
 use super::chat::{ChatTemplate, Message, message};
 use super::error::{Error, Result};
-use super::fields::{Fields, read_json_if_there};
+use super::fields::{Fields, MAX_JSON, read_json_if_there};
+use crate::atomic::read_bounded;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ impl Tokenizer {
     /// When `tokenizer.json` is missing, or one of the files is damaged.
     pub fn load(dir: &Path) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
-        let bytes = match std::fs::read(&path) {
+        let bytes = match read_bounded(&path, MAX_JSON) {
             Ok(b) => b,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::file(
@@ -200,8 +201,8 @@ fn eos_ids(dir: &Path) -> Result<BTreeSet<u32>> {
 /// string or a list of named ones.
 fn template(dir: &Path, config: &Fields) -> Result<Option<(PathBuf, String)>> {
     let path = dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
-        Ok(source) => return Ok(Some((path, source))),
+    match read_bounded(&path, MAX_JSON) {
+        Ok(source) => return Ok(Some((path, String::from_utf8_lossy(&source).into_owned()))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io(&path)(e)),
     }
