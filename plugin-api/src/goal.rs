@@ -5,7 +5,8 @@
 //! `decide`.
 
 use crate::keep::{self, Keep};
-use crate::observation::Observation;
+use crate::level;
+use crate::observation::{Observation, SliceView};
 use crate::plan::Plan;
 use crate::spectrum;
 
@@ -26,6 +27,19 @@ pub struct Way {
     /// Parameters the rule asks for in slices that are not frozen, where that may be less than the
     /// budget leaves; none to go to the budget.
     pub enough: Option<u64>,
+    /// Spread the way over the steps of the run.
+    pub ramp: bool,
+}
+
+/// How a policy of one level for all slices spends: see [`Goal::step_by_level`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OneLevel {
+    /// Metric of the spectra.
+    pub metric: &'static str,
+    /// The level, or less where the budget is less; 0: as high as the budget allows.
+    pub level: f64,
+    /// Components every slice keeps at least.
+    pub min_rank: usize,
     /// Spread the way over the steps of the run.
     pub ramp: bool,
 }
@@ -93,6 +107,29 @@ impl Goal {
         }
         self.aimed = Some(aim);
         Ok(aim)
+    }
+
+    /// One step of a policy whose `rule` says how many components a slice keeps at a level, and `why`.
+    /// Both are given the place of a slice in `slices`, the open ones, and the level.
+    ///
+    /// # Errors
+    /// As [`Goal::step`].
+    pub fn step_by_level(
+        &mut self,
+        seen: &Observation,
+        how: &OneLevel,
+        slices: &[SliceView],
+        rule: impl Fn(usize, f64) -> usize,
+        why: impl Fn(usize, f64) -> String,
+    ) -> Result<Plan, String> {
+        let &OneLevel { metric, level, min_rank, ramp } = how;
+        let enough = (level > 0.0).then(|| level::parameters(slices, &level::at(slices, min_rank, level, &rule)));
+        self.step(seen, &Way { metric, enough, ramp }, |budget| {
+            let (level, kept) = level::fill(slices, budget, min_rank, &rule)?;
+            let reason =
+                |(i, k): (usize, Keep)| (k, keep::reason(slices[i], slices[i].spectrum(metric), k, why(i, level)));
+            Some(kept.into_iter().enumerate().map(reason).collect())
+        })
     }
 
     /// One step of a policy that spends parameters: learns the fate of the last plan, aims, lets

@@ -2,6 +2,18 @@
 
 use crate::observation::SliceView;
 
+crate::choices! {
+    /// How singular values are measured; the option of a policy that lets its user choose.
+    pub enum Spectrum {
+        /// Whitened on both sides: in units of loss.
+        Fisher = "fisher",
+        /// Whitened by the covariance of the inputs: in units of the slice's output.
+        Input = "input",
+        /// The weights themselves.
+        Plain = "plain",
+    }
+}
+
 /// The spectrum of a slice, where it can be used.
 ///
 /// # Errors

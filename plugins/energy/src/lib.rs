@@ -14,19 +14,8 @@
 use plastic_plugin::goal::Goal;
 use plastic_plugin::keep::Keep;
 use plastic_plugin::prelude::*;
+use plastic_plugin::spectrum::Spectrum;
 use plastic_plugin::water::{self, Basin};
-
-plastic_plugin::choices! {
-    /// How singular values are measured.
-    pub enum Spectrum {
-        /// Whitened on both sides: in units of loss.
-        Fisher = "fisher",
-        /// Whitened by the covariance of the inputs: in units of the slice's output.
-        Input = "input",
-        /// The weights themselves.
-        Plain = "plain",
-    }
-}
 
 plastic_plugin::options! {
     /// Options of the energy policy.

@@ -21,21 +21,10 @@
 //! divided by the same factor, the largest that the budget allows; each slice is still measured
 //! against its own noise.
 
-use plastic_plugin::goal::{Goal, Way};
+use plastic_plugin::goal::{Goal, OneLevel};
+use plastic_plugin::keep;
 use plastic_plugin::prelude::*;
-use plastic_plugin::{keep, level, spectrum};
-
-plastic_plugin::choices! {
-    /// How singular values are measured.
-    pub enum Spectrum {
-        /// Whitened on both sides: in units of loss.
-        Fisher = "fisher",
-        /// Whitened by the covariance of the inputs.
-        Input = "input",
-        /// The weights themselves.
-        Plain = "plain",
-    }
-}
+use plastic_plugin::spectrum::{self, Spectrum};
 
 plastic_plugin::options! {
     /// Options of the gavish-donoho policy.
@@ -89,22 +78,10 @@ impl RankPolicy for GavishDonoho {
         let thresholds: Vec<f64> =
             slices.iter().zip(&spectra).map(|(s, v)| threshold(v, s.rows(), s.cols(), noise)).collect();
         let rule = |i: usize, times: f64| spectra[i].partition_point(|s| f64::from(*s) > thresholds[i] / times);
-        let enough = (factor > 0.0).then(|| level::parameters(&slices, &level::at(&slices, min_rank, factor, rule)));
-        self.goal.step(seen, &Way { metric, enough, ramp }, |budget| {
-            let (times, kept) = level::fill(&slices, budget, min_rank, rule)?;
-            let why = |(i, k)| {
-                (
-                    k,
-                    keep::reason(
-                        slices[i],
-                        spectra[i],
-                        k,
-                        format!("above {:.3e}, 1/{times:.3} of its threshold in noise", thresholds[i] / times),
-                    ),
-                )
-            };
-            Some(kept.into_iter().enumerate().map(why).collect())
-        })
+        let why = |i: usize, times: f64| {
+            format!("above {:.3e}, 1/{times:.3} of its threshold in noise", thresholds[i] / times)
+        };
+        self.goal.step_by_level(seen, &OneLevel { metric, level: factor, min_rank, ramp }, &slices, rule, why)
     }
 
     fn snapshot(&self) -> Vec<u8> {

@@ -13,21 +13,10 @@
 //! `factor` says. It is blind to the slices' scales; `water-fill` sees them, and spends better where
 //! they are well known, as in `fisher` with ample calibration text.
 
-use plastic_plugin::goal::{Goal, Way};
+use plastic_plugin::goal::{Goal, OneLevel};
+use plastic_plugin::keep;
 use plastic_plugin::prelude::*;
-use plastic_plugin::{keep, level, spectrum};
-
-plastic_plugin::choices! {
-    /// How singular values are measured.
-    pub enum Spectrum {
-        /// Whitened on both sides: in units of loss.
-        Fisher = "fisher",
-        /// Whitened by the covariance of the inputs.
-        Input = "input",
-        /// The weights themselves.
-        Plain = "plain",
-    }
-}
+use plastic_plugin::spectrum::{self, Spectrum};
 
 plastic_plugin::options! {
     /// Options of the stable-rank policy.
@@ -76,22 +65,8 @@ impl RankPolicy for StableRank {
         let spectra: Vec<&[f32]> = slices.iter().map(|s| spectrum::checked(*s, metric)).collect::<Result<_, _>>()?;
         let ranks: Vec<f64> = spectra.iter().map(|s| stable_rank(s)).collect();
         let rule = |i: usize, times: f64| (times * ranks[i]).ceil() as usize;
-        let enough = (factor > 0.0).then(|| level::parameters(&slices, &level::at(&slices, min_rank, factor, rule)));
-        self.goal.step(seen, &Way { metric, enough, ramp }, |budget| {
-            let (times, kept) = level::fill(&slices, budget, min_rank, rule)?;
-            let why = |(i, k)| {
-                (
-                    k,
-                    keep::reason(
-                        slices[i],
-                        spectra[i],
-                        k,
-                        format!("{times:.3} times its stable rank of {:.2}", ranks[i]),
-                    ),
-                )
-            };
-            Some(kept.into_iter().enumerate().map(why).collect())
-        })
+        let why = |i: usize, times: f64| format!("{times:.3} times its stable rank of {:.2}", ranks[i]);
+        self.goal.step_by_level(seen, &OneLevel { metric, level: factor, min_rank, ramp }, &slices, rule, why)
     }
 
     fn snapshot(&self) -> Vec<u8> {

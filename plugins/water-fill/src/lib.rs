@@ -17,20 +17,8 @@
 use plastic_plugin::goal::{Goal, Way};
 use plastic_plugin::keep::{self, Keep};
 use plastic_plugin::prelude::*;
-use plastic_plugin::spectrum;
+use plastic_plugin::spectrum::{self, Spectrum};
 use plastic_plugin::water::{self, Basin};
-
-plastic_plugin::choices! {
-    /// How singular values are measured.
-    pub enum Spectrum {
-        /// Whitened on both sides: in units of loss.
-        Fisher = "fisher",
-        /// Whitened by the covariance of the inputs.
-        Input = "input",
-        /// The weights themselves.
-        Plain = "plain",
-    }
-}
 
 plastic_plugin::options! {
     /// Options of the water-fill policy.
