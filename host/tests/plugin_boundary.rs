@@ -80,11 +80,12 @@ fn model(slices: u32, rank: u32) -> (Run, Vec<Slice>, Observation) {
         step: 1,
         awake: total,
         slices: vec![state; slices as usize],
-        spectra: (0..slices).map(|i| Spectrum { slice: i, need: 0, offset: i * rank, len: rank }).collect(),
+        series: (0..slices).map(|i| Series { slice: i, need: 0, offset: i * rank, len: rank }).collect(),
         values: (0..slices).flat_map(|i| (0..rank).map(move |k| value(i, k))).collect(),
         asleep: vec![],
         metrics: vec![],
         last: None,
+        proposed: None,
         attributes: vec![],
     };
     (run, (0..slices).map(slice).collect(), observation)
@@ -362,6 +363,18 @@ struct Lab {
 }
 
 impl Measure for Lab {
+    fn divergence(&mut self, _: &str, _: &str, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {
+        Ok(indices.iter().map(|_| vec![0.25, 0.75]).collect())
+    }
+    fn examples(&self) -> u32 {
+        1
+    }
+    fn example(&self, _: u32) -> Result<Example, String> {
+        Ok(Example { prompt: "2 + 2 =".into(), answer: "4".into() })
+    }
+    fn timing(&mut self, _: &str, _: u32, _: u32) -> Result<Vec<Metric>, String> {
+        Ok(vec![])
+    }
     fn windows(&self) -> u32 {
         8
     }

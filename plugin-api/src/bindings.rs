@@ -4,11 +4,11 @@
 //! generated here describes imports only, so that a policy does not drag the evaluator's world in.
 #![allow(missing_docs, reason = "generated code; the WIT file has the documentation")]
 
-/// World `rank-policy`.
+/// World `reporting-policy`: a rank policy with all optional interfaces.
 pub mod policy {
     wit_bindgen::generate!({
         path: "wit",
-        world: "rank-policy",
+        world: "reporting-policy",
         pub_export_macro: true,
         export_macro_name: "export_policy_world",
         default_bindings_module: "plastic_plugin::__private::policy",

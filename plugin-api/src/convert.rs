@@ -5,8 +5,8 @@ use crate::bindings::evaluator::plastic::rank::types as judge_types;
 use crate::bindings::policy::exports::plastic::rank::policy;
 use crate::bindings::policy::plastic::rank::types;
 use crate::observation::Observation;
-use crate::plan::{Change, Plan};
-use crate::records::{Attribute, Metric, Outcome, Run, Slice, SliceState, Spectrum, Value};
+use crate::plan::{Action, Change, Plan, SliceId};
+use crate::records::{Attribute, Metric, Outcome, Run, Series, Slice, SliceState, Value};
 use crate::verdict::{Decision, Task, Verdict};
 
 /// Both worlds generate their own copy of the shared types; these conversions serve either.
@@ -20,6 +20,7 @@ macro_rules! shared_types {
                 V::Num(v) => Value::Num(v),
                 V::Text(v) => Value::Text(v),
                 V::Nums(v) => Value::Nums(v),
+                V::Texts(v) => Value::Texts(v),
             };
             Attribute { name: a.name, value }
         }
@@ -33,6 +34,7 @@ macro_rules! shared_types {
                 Value::Num(v) => V::Num(v),
                 Value::Text(v) => V::Text(v),
                 Value::Nums(v) => V::Nums(v),
+                Value::Texts(v) => V::Texts(v),
             };
             $types::Attribute { name: a.name, value }
         }
@@ -91,10 +93,11 @@ pub fn observation(o: policy::Observation) -> Observation {
         bytes: s.bytes,
         parked_bytes: s.parked_bytes,
     };
-    let spectrum = |s: policy::Spectrum| Spectrum { slice: s.slice, need: s.need, offset: s.offset, len: s.len };
+    let series = |s: policy::Series| Series { slice: s.slice, need: s.need, offset: s.offset, len: s.len };
     let outcome = |o: policy::Outcome| {
-        let policy::Outcome { step, fate, reason, predicted, measured } = o;
-        Outcome { step, fate, reason, predicted, measured }
+        let policy::Outcome { step, fate, reason, predicted, measured, metrics } = o;
+        let metrics = metrics.into_iter().map(metric_from_policy).collect();
+        Outcome { step, fate, reason, predicted, measured, metrics }
     };
     Observation {
         step: o.step,
@@ -103,10 +106,34 @@ pub fn observation(o: policy::Observation) -> Observation {
         last: o.last.map(outcome),
         attributes: o.attributes.into_iter().map(attribute_from_policy).collect(),
         states: o.slices.into_iter().map(state).collect(),
-        spectra: o.spectra.into_iter().map(spectrum).collect(),
+        series: o.series.into_iter().map(series).collect(),
+        proposed: o.proposed.map(proposal),
         values: o.values,
         asleep: o.asleep,
         ..Observation::default()
+    }
+}
+
+/// The plan of the policies before this one: the host has turned its threshold into ranks.
+fn proposal(p: policy::Plan) -> Plan {
+    let change = |c: policy::Change| match c {
+        policy::Change::SetRank(r) => Change::SetRank(r),
+        policy::Change::SleepN(n) => Change::SleepN(n),
+        policy::Change::WakeN(n) => Change::WakeN(n),
+        policy::Change::Sleep(list) => Change::Sleep(list),
+        policy::Change::Wake(list) => Change::Wake(list),
+        policy::Change::Dense => Change::Dense,
+        policy::Change::Freeze => Change::Freeze,
+        policy::Change::Thaw => Change::Thaw,
+    };
+    let action = |a: policy::Action| Action { slice: SliceId(a.slice), change: change(a.change), reason: a.reason };
+    Plan {
+        actions: p.actions.into_iter().map(action).collect(),
+        threshold: None,
+        predicted: p.predicted,
+        requests: p.requests,
+        stop: p.stop,
+        attributes: p.attributes.into_iter().map(attribute_from_policy).collect(),
     }
 }
 
@@ -158,5 +185,7 @@ pub fn verdict(v: Verdict) -> judge::Verdict {
         Decision::Reject => judge::Decision::Reject,
         Decision::Abstain => judge::Decision::Abstain,
     };
-    judge::Verdict { decision, reason: v.reason, metrics: v.metrics.into_iter().map(metric_to_evaluator).collect() }
+    let metrics = v.metrics.into_iter().map(metric_to_evaluator).collect();
+    let attributes = v.attributes.into_iter().map(attribute_to_evaluator).collect();
+    judge::Verdict { decision, reason: v.reason, metrics, attributes }
 }

@@ -1,10 +1,11 @@
 //! What an evaluator implements, what it may ask of the host, and how it becomes a plugin.
 
 use crate::bindings::evaluator::exports::plastic::rank::judge as wit;
+use crate::bindings::evaluator::plastic::rank::types;
 use crate::convert;
 use crate::options::{self, Options};
 use crate::policy::Identity;
-use crate::records::Metric;
+use crate::records::{Example, Metric};
 use crate::verdict::{Task, Verdict};
 use std::cell::RefCell;
 use std::thread::LocalKey;
@@ -16,6 +17,9 @@ use std::thread::LocalKey;
 pub trait Evaluator: Default + 'static {
     /// What it can be told; [`NoOptions`](crate::NoOptions) for nothing.
     type Options: Options;
+
+    /// Names of the metrics its verdicts carry, told to policies before the run.
+    const METRICS: &'static [&'static str] = &[];
 
     /// Takes the options; the host calls it once.
     ///
@@ -102,6 +106,30 @@ pub trait Measure {
     /// # Errors
     /// The model failed.
     fn counters(&self, subject: Subject) -> Result<Vec<Metric>, String>;
+
+    /// Kullback-Leibler divergence of the next-token distributions, `of` from `reference`, in nats,
+    /// at tokens 1.. of each window: Σ_v p_reference(v) (ln p_reference(v) − ln p_of(v)).
+    ///
+    /// # Errors
+    /// There is no such window, or the model failed.
+    fn divergence(&self, reference: Subject, of: Subject, indices: &[u32]) -> Result<Vec<Vec<f32>>, String>;
+
+    /// Number of prompts with answers in the evaluation text.
+    fn examples(&self) -> u32;
+
+    /// One prompt with its answer.
+    ///
+    /// # Errors
+    /// There is no such example.
+    fn example(&self, index: u32) -> Result<Example, String>;
+
+    /// Decodes `new_tokens` after a prompt of `prompt_tokens`, and measures `first-token-ms`,
+    /// `token-ms` (median; the interval is the 5th and 95th percentile) and
+    /// `decode-tokens-per-second`.
+    ///
+    /// # Errors
+    /// The lengths do not fit the model, or the model failed.
+    fn timing(&self, subject: Subject, prompt_tokens: u32, new_tokens: u32) -> Result<Vec<Metric>, String>;
 }
 
 /// The host itself, by the imports of the world.
@@ -135,6 +163,19 @@ impl Measure for Host {
     }
     fn counters(&self, subject: Subject) -> Result<Vec<Metric>, String> {
         Ok(imports::counters(subject.as_str())?.into_iter().map(convert::metric_from_evaluator).collect())
+    }
+    fn divergence(&self, reference: Subject, of: Subject, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {
+        imports::divergence(reference.as_str(), of.as_str(), indices)
+    }
+    fn examples(&self) -> u32 {
+        imports::examples()
+    }
+    fn example(&self, index: u32) -> Result<Example, String> {
+        imports::example(index).map(|e| Example { prompt: e.prompt, answer: e.answer })
+    }
+    fn timing(&self, subject: Subject, prompt_tokens: u32, new_tokens: u32) -> Result<Vec<Metric>, String> {
+        let metrics = imports::timing(subject.as_str(), prompt_tokens, new_tokens)?;
+        Ok(metrics.into_iter().map(convert::metric_from_evaluator).collect())
     }
 }
 
@@ -190,7 +231,13 @@ impl<E: ExportedEvaluator> wit::Guest for E {
             phases: Vec::new(),
             needs: Vec::new(),
             options_schema: <E::Evaluator as Evaluator>::Options::schema(),
-            attributes: Vec::new(),
+            attributes: match E::Evaluator::METRICS {
+                [] => Vec::new(),
+                names => {
+                    let names = names.iter().map(|n| n.to_string()).collect();
+                    vec![types::Attribute { name: "metrics".into(), value: types::Value::Texts(names) }]
+                }
+            },
         }
     }
 

@@ -67,7 +67,7 @@ pub use observation::{Observation, SliceView};
 pub use options::{NoOptions, Options};
 pub use plan::{Action, Change, Plan, SliceId};
 pub use policy::RankPolicy;
-pub use records::{Attribute, Metric, Outcome, Run, Slice, SliceState, Value};
+pub use records::{Attribute, Example, Metric, Outcome, Run, Slice, SliceState, Value};
 pub use serde; // for the macros
 pub use verdict::{Decision, Task, Verdict};
 

@@ -1,6 +1,7 @@
 //! What a policy is told at each step.
 
-use crate::records::{Attribute, Metric, Outcome, Run, Slice, SliceState, Spectrum};
+use crate::plan::Plan;
+use crate::records::{Attribute, Metric, Outcome, Run, Series, Slice, SliceState};
 use std::rc::Rc;
 
 /// What the host tells a policy: the run, the slices as they are now, and the statistics asked for.
@@ -12,17 +13,19 @@ pub struct Observation {
     pub step: u32,
     /// Parameters awake in all slices.
     pub awake: u64,
-    /// What the evaluators last measured.
+    /// What the evaluators measured of the current state; empty before the first commit.
     pub metrics: Vec<Metric>,
     /// The fate of the last plan; none at the first step.
     pub last: Option<Outcome>,
+    /// In a pipeline, the plan of the policies before this one, as ranks; the answer replaces it.
+    pub proposed: Option<Plan>,
     /// More facts.
     pub attributes: Vec<Attribute>,
     pub(crate) run: Rc<Run>,
     pub(crate) slices: Rc<[Slice]>,
     pub(crate) states: Vec<SliceState>,
     pub(crate) needs: Rc<[String]>,
-    pub(crate) spectra: Vec<Spectrum>,
+    pub(crate) series: Vec<Series>,
     pub(crate) values: Vec<f32>,
     pub(crate) asleep: Vec<u8>,
 }
@@ -47,16 +50,23 @@ impl Observation {
     /// Singular values of one slice in a metric (`plain`, `input` or `fisher`), largest first;
     /// empty where the host sent none, because the policy's `needs` do not name `spectrum:<metric>`.
     pub fn spectrum<'a>(&'a self, slice: SliceView<'_>, metric: &str) -> &'a [f32] {
-        self.range(slice.id, metric).and_then(|r| self.values.get(r)).unwrap_or(&[])
+        self.range(slice.id, |need| need.strip_prefix("spectrum:") == Some(metric))
+            .and_then(|r| self.values.get(r))
+            .unwrap_or(&[])
     }
 
-    fn range(&self, slice: usize, metric: &str) -> Option<std::ops::Range<usize>> {
-        let is_it = |need: &String| need.strip_prefix("spectrum:") == Some(metric);
-        let need = self.needs.iter().position(is_it)?;
-        let matches = |s: &Spectrum| s.slice as usize == slice && s.need as usize == need;
-        // The host usually sends spectra in the order of needs, then slices: look there first.
-        let guess = self.spectra.get(need * self.slices.len() + slice).filter(|s| matches(s));
-        let s = guess.or_else(|| self.spectra.iter().find(|s| matches(s)))?;
+    /// Any statistic of one slice by its full name, such as `trace:input` or `sensitivity:0.5`;
+    /// empty where it was not asked for.
+    pub fn statistic<'a>(&'a self, slice: SliceView<'_>, name: &str) -> &'a [f32] {
+        self.range(slice.id, |need| need == name).and_then(|r| self.values.get(r)).unwrap_or(&[])
+    }
+
+    fn range(&self, slice: usize, is_it: impl Fn(&str) -> bool) -> Option<std::ops::Range<usize>> {
+        let need = self.needs.iter().position(|n| is_it(n))?;
+        let matches = |s: &Series| s.slice as usize == slice && s.need as usize == need;
+        // The host usually sends them in the order of needs, then slices: look there first.
+        let guess = self.series.get(need * self.slices.len() + slice).filter(|s| matches(s));
+        let s = guess.or_else(|| self.series.iter().find(|s| matches(s)))?;
         Some(s.offset as usize..(s.offset as usize).checked_add(s.len as usize)?)
     }
 }
@@ -155,9 +165,15 @@ impl<'a> SliceView<'a> {
         self.seen.spectrum(self, metric)
     }
 
+    /// Any statistic by its full name, such as `trace:input`; empty where it was not asked for.
+    pub fn statistic(self, name: &str) -> &'a [f32] {
+        self.seen.statistic(self, name)
+    }
+
     /// Whether a component sleeps, by its place in a metric's spectrum.
     pub fn is_asleep(self, metric: &str, component: usize) -> bool {
-        let flag = self.seen.range(self.id, metric).and_then(|r| self.seen.asleep.get(r.start + component));
+        let is_it = |need: &str| need.strip_prefix("spectrum:") == Some(metric);
+        let flag = self.seen.range(self.id, is_it).and_then(|r| self.seen.asleep.get(r.start + component));
         match flag {
             Some(&flag) => flag != 0,
             // No flags: the awake components are the largest ones.

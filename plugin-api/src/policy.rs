@@ -1,6 +1,7 @@
 //! What a rank policy implements, and how it becomes a plugin.
 
-use crate::bindings::policy::exports::plastic::rank::policy as wit;
+use crate::bindings::policy::exports::plastic::rank::{policy as wit, report};
+use crate::bindings::policy::plastic::rank::types;
 use crate::convert;
 use crate::observation::Observation;
 use crate::options::{self, Options};
@@ -20,6 +21,9 @@ pub trait RankPolicy: Default + 'static {
 
     /// Phases it serves: `compress`, `train`, `serve`.
     const PHASES: &'static [&'static str] = &["compress"];
+
+    /// Whether it heeds [`Observation::proposed`] and so may follow another policy in a pipeline.
+    const REVISES: bool = false;
 
     /// Takes the options; the host calls it once, before `start`.
     ///
@@ -50,6 +54,11 @@ pub trait RankPolicy: Default + 'static {
     /// # Errors
     /// A sentence for the operator; the model stays as it is.
     fn decide(&mut self, seen: &Observation) -> Result<Plan, String>;
+
+    /// What it did and why, for people, asked when a run ends; empty for nothing.
+    fn report(&self) -> String {
+        String::new()
+    }
 
     /// State to carry over a resume or a reload; empty for none.
     fn snapshot(&self) -> Vec<u8> {
@@ -203,7 +212,10 @@ impl<E: ExportedPolicy> wit::Guest for E {
             phases: E::Policy::PHASES.iter().map(|p| p.to_string()).collect(),
             needs: E::instance().with_borrow(|p| p.needs()),
             options_schema: <E::Policy as RankPolicy>::Options::schema(),
-            attributes: Vec::new(),
+            attributes: match E::Policy::REVISES {
+                true => vec![types::Attribute { name: "revises".into(), value: types::Value::Flag(true) }],
+                false => Vec::new(),
+            },
         }
     }
 
@@ -228,6 +240,12 @@ impl<E: ExportedPolicy> wit::Guest for E {
 
     fn restore(state: Vec<u8>) -> Result<(), String> {
         E::instance().with_borrow_mut(|p| p.restore(&state))
+    }
+}
+
+impl<E: ExportedPolicy> report::Guest for E {
+    fn report() -> String {
+        E::instance().with_borrow(|p| p.policy().report())
     }
 }
 

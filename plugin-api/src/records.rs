@@ -19,6 +19,8 @@ pub enum Value {
     Text(String),
     /// Numbers.
     Nums(Vec<f64>),
+    /// Texts.
+    Texts(Vec<String>),
 }
 
 /// A named fact. Readers ignore names they do not know.
@@ -100,9 +102,9 @@ pub struct SliceState {
     pub parked_bytes: u64,
 }
 
-/// Where one slice's singular values lie in the flat list of an observation.
+/// Where one statistic of one slice lies in the flat list of an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Spectrum {
+pub(crate) struct Series {
     pub slice: u32,
     pub need: u32,
     pub offset: u32,
@@ -120,8 +122,11 @@ pub struct Outcome {
     pub reason: String,
     /// The rise of the loss the plan predicted, nats per token.
     pub predicted: Option<f64>,
-    /// The rise of the loss the evaluator measured, nats per token.
+    /// The rise of the loss the evaluators measured, nats per token.
     pub measured: Option<f64>,
+    /// All that the evaluators measured of that plan's candidate, kept or not.
+    #[serde(default)]
+    pub metrics: Vec<Metric>,
 }
 
 /// A measured figure.
@@ -160,4 +165,13 @@ impl Metric {
         (self.low, self.high) = (Some(low), Some(high));
         self
     }
+}
+
+/// A prompt with the answer that is right.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Example {
+    /// As the model is given it, with the chat template where the row had roles.
+    pub prompt: String,
+    /// The right answer.
+    pub answer: String,
 }

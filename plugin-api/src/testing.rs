@@ -28,7 +28,7 @@ use crate::evaluator::{Measure, Subject};
 use crate::observation::Observation;
 use crate::plan::{Change, Plan};
 use crate::policy::{PolicyAdapter, RankPolicy};
-use crate::records::{Attribute, Metric, Outcome, Run, Slice, SliceState, Spectrum};
+use crate::records::{Attribute, Example, Metric, Outcome, Run, Series, Slice, SliceState};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -130,7 +130,7 @@ impl Model {
             for slice in 0..self.slices.len() {
                 let Some(values) = self.spectra.get(&(metric.to_owned(), slice)) else { continue };
                 let (offset, len) = (seen.values.len() as u32, values.len() as u32);
-                seen.spectra.push(Spectrum { slice: slice as u32, need: need as u32, offset, len });
+                seen.series.push(Series { slice: slice as u32, need: need as u32, offset, len });
                 seen.values.extend(values);
                 let flags = (0..values.len()).map(|i| u8::from(self.asleep[slice].get(i) == Some(&true)));
                 seen.asleep.extend(flags);
@@ -247,7 +247,7 @@ impl<P: RankPolicy> Session<P> {
 
     fn end_step(&mut self, fate: &str, reason: &str, predicted: Option<f64>, measured: Option<f64>) {
         let (step, fate, reason) = (self.model.step, fate.into(), reason.into());
-        self.model.last = Some(Outcome { step, fate, reason, predicted, measured });
+        self.model.last = Some(Outcome { step, fate, reason, predicted, measured, metrics: Vec::new() });
         self.model.step += 1;
     }
 }
@@ -258,7 +258,7 @@ struct Recorded {
     step: u32,
     awake: u64,
     slices: Vec<SliceState>,
-    spectra: Vec<Spectrum>,
+    series: Vec<Series>,
     values: Vec<f32>,
     asleep: Vec<u8>,
     metrics: Vec<Metric>,
@@ -292,7 +292,7 @@ pub fn decide_recorded<P: RankPolicy>(
         last: r.last,
         attributes: r.attributes,
         states: r.slices,
-        spectra: r.spectra,
+        series: r.series,
         values: r.values,
         asleep: r.asleep,
         ..Observation::default()
@@ -306,6 +306,9 @@ pub struct FakeMeasure {
     scores: HashMap<Subject, Vec<Vec<f32>>>,
     texts: HashMap<Subject, String>,
     counters: Vec<Metric>,
+    timings: HashMap<Subject, Vec<Metric>>,
+    divergence: Vec<Vec<f32>>,
+    examples: Vec<Example>,
     asked: RefCell<Vec<String>>,
 }
 
@@ -333,6 +336,24 @@ impl FakeMeasure {
         self
     }
 
+    /// What `divergence` answers, whatever the models: nats at the tokens of each window.
+    pub fn divergences(mut self, windows: Vec<Vec<f32>>) -> FakeMeasure {
+        self.divergence = windows;
+        self
+    }
+
+    /// Adds a prompt with its answer.
+    pub fn with_example(mut self, prompt: &str, answer: &str) -> FakeMeasure {
+        self.examples.push(Example { prompt: prompt.into(), answer: answer.into() });
+        self
+    }
+
+    /// What `timing` answers for a model.
+    pub fn timings(mut self, subject: Subject, metrics: Vec<Metric>) -> FakeMeasure {
+        self.timings.insert(subject, metrics);
+        self
+    }
+
     /// The questions so far, such as `score-windows candidate 0..8`.
     pub fn asked(&self) -> Vec<String> {
         self.asked.borrow().clone()
@@ -349,12 +370,12 @@ impl FakeMeasure {
 
 impl Measure for FakeMeasure {
     fn windows(&self) -> u32 {
-        self.scores.values().map(Vec::len).max().unwrap_or(0) as u32
+        self.scores.values().map(Vec::len).max().unwrap_or(self.divergence.len()) as u32
     }
 
     /// As many zeros as the window has tokens.
     fn window(&self, index: u32) -> Result<Vec<u32>, String> {
-        let windows = self.scores.values().next().ok_or("no scores were prepared")?;
+        let windows = self.scores.values().next().unwrap_or(&self.divergence);
         let scores = windows.get(index as usize).ok_or_else(|| format!("there is no window {index}"))?;
         Ok(vec![0; scores.len() + 1])
     }
@@ -391,6 +412,25 @@ impl Measure for FakeMeasure {
 
     fn counters(&self, _: Subject) -> Result<Vec<Metric>, String> {
         Ok(self.counters.clone())
+    }
+
+    fn divergence(&self, reference: Subject, of: Subject, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {
+        self.note(format!("divergence {} {} {}", reference.as_str(), of.as_str(), indices.len()));
+        let one = |i: &u32| self.divergence.get(*i as usize).cloned().ok_or_else(|| format!("there is no window {i}"));
+        indices.iter().map(one).collect()
+    }
+
+    fn examples(&self) -> u32 {
+        self.examples.len() as u32
+    }
+
+    fn example(&self, index: u32) -> Result<Example, String> {
+        self.examples.get(index as usize).cloned().ok_or_else(|| format!("there is no example {index}"))
+    }
+
+    fn timing(&self, subject: Subject, prompt_tokens: u32, new_tokens: u32) -> Result<Vec<Metric>, String> {
+        self.note(format!("timing {} {prompt_tokens} {new_tokens}", subject.as_str()));
+        self.timings.get(&subject).cloned().ok_or_else(|| format!("no timings were prepared for {}", subject.as_str()))
     }
 }
 

@@ -33,22 +33,24 @@ pub struct Verdict {
     pub reason: String,
     /// What was measured; the rise of the loss over the base is named `loss-increase`.
     pub metrics: Vec<Metric>,
+    /// More facts.
+    pub attributes: Vec<Attribute>,
 }
 
 impl Verdict {
     /// The candidate may become current.
     pub fn accept(reason: impl Into<String>) -> Verdict {
-        Verdict { decision: Decision::Accept, reason: reason.into(), metrics: Vec::new() }
+        Verdict { decision: Decision::Accept, reason: reason.into(), metrics: Vec::new(), attributes: Vec::new() }
     }
 
     /// The candidate is rolled back.
     pub fn reject(reason: impl Into<String>) -> Verdict {
-        Verdict { decision: Decision::Reject, reason: reason.into(), metrics: Vec::new() }
+        Verdict { decision: Decision::Reject, reason: reason.into(), metrics: Vec::new(), attributes: Vec::new() }
     }
 
     /// No opinion.
     pub fn abstain(reason: impl Into<String>) -> Verdict {
-        Verdict { decision: Decision::Abstain, reason: reason.into(), metrics: Vec::new() }
+        Verdict { decision: Decision::Abstain, reason: reason.into(), metrics: Vec::new(), attributes: Vec::new() }
     }
 
     /// Adds a figure.

@@ -23,6 +23,7 @@ mod model;
 mod plugin;
 mod replay;
 mod resume;
+mod rules;
 mod run;
 mod session;
 mod show;

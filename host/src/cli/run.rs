@@ -1,7 +1,7 @@
 //! `plastic-host` with no verb, or `plastic-host run`: the wake/sleep loop.
 
-use super::Global;
-use super::session;
+use super::rules::RuleArgs;
+use super::{Global, session};
 use anyhow::Context;
 use plastic::config::{RunConfig, pair};
 use std::path::PathBuf;
@@ -86,12 +86,8 @@ pub struct RunArgs {
     /// Failures in a row after which the policy is benched [default: 3]
     #[arg(long)]
     pub max_faults: Option<u32>,
-    /// Seconds one plugin call may take [default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    pub plugin_seconds: Option<u64>,
-    /// Memory a plugin may use, MiB [default: 256]
-    #[arg(long, value_name = "MIB")]
-    pub plugin_memory: Option<u64>,
+    #[command(flatten)]
+    pub rules: RuleArgs,
 }
 
 impl RunArgs {
@@ -123,10 +119,9 @@ impl RunArgs {
             windows,
             calibration_windows,
             gradient_windows,
-            max_faults,
-            plugin_seconds,
-            plugin_memory
+            max_faults
         );
+        c.plugins = self.rules.over(c.plugins)?;
         if self.max_loss_increase.is_some() {
             c.max_loss_increase = self.max_loss_increase;
             c.evaluator_options.remove("max_loss_increase");

@@ -15,12 +15,12 @@ use crate::plastic::journal::{Event, Fate, FileRecord, History, Journal, PluginR
 use crate::plastic::moments::{self, Moments};
 use crate::plastic::rundir::{self, RunDir};
 use crate::plastic::step::{self, Parts, Runner};
-use crate::plugin::{self, Evaluator, Limits, Policy, contract};
+use crate::plugin::{self, Evaluator, Loader, Policy, contract};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Tokens scored in one batch.
 const BATCH_TOKENS: usize = 4096;
@@ -254,14 +254,10 @@ fn prepare(
     }
     config.evaluator = absolute(locate::plugin(&config.evaluator)?)?;
     config.data = absolute(locate::text(&config.data, "data/eval.jsonl", "--data")?)?;
-    let limits = Limits {
-        memory_bytes: (config.plugin_memory as usize) << 20,
-        call_time: Duration::from_secs(config.plugin_seconds),
-        ..Limits::default()
-    };
     let cache = paths::cache_dir();
-    let mut policy = plugin::load_policy(&config.policy, &limits, cache.as_deref())?;
-    let mut evaluator = plugin::load_evaluator(&config.evaluator, &limits, cache.as_deref())?;
+    let loader = Loader::new(config.plugins.clone(), cache.clone());
+    let mut policy = loader.policy(&config.policy)?;
+    let mut evaluator = loader.evaluator(&config.evaluator)?;
     if let Some(r) = earlier {
         same("policy", &config.policy, &policy.origin().sha256, &r.policy.origin.sha256)?;
         same("evaluator", &config.evaluator, &evaluator.origin().sha256, &r.evaluator.origin.sha256)?;

@@ -1,6 +1,7 @@
 //! The options of a run, from a TOML file and the command line, and as kept in the run directory.
 
 use super::bank::Parking;
+use crate::plugin::{RuleError, Rules};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -41,10 +42,8 @@ pub struct RunConfig {
     pub parking: Parking,
     /// Failures in a row after which the policy is benched and the run ends.
     pub max_faults: u32,
-    /// Seconds one plugin call may take.
-    pub plugin_seconds: u64,
-    /// Memory a plugin may use, MiB.
-    pub plugin_memory: u64,
+    /// What plugins may do and use.
+    pub plugins: Rules,
     /// Options of the policy.
     pub policy_options: toml::Table,
     /// Options of the evaluator.
@@ -70,8 +69,7 @@ impl Default for RunConfig {
             gradient_windows: 16,
             parking: Parking::EightBit,
             max_faults: 3,
-            plugin_seconds: 10,
-            plugin_memory: 256,
+            plugins: Rules::default(),
             policy_options: toml::Table::new(),
             evaluator_options: toml::Table::new(),
         }
@@ -91,6 +89,9 @@ pub enum ConfigError {
         /// What is allowed.
         rule: &'static str,
     },
+    /// A rule on plugins.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
     /// A `k=v` without `=`.
     #[error("{option} {text:?} is not of the form name=value")]
     Pair {
@@ -127,13 +128,7 @@ impl RunConfig {
         let limit = self.max_loss_increase.unwrap_or(0.0);
         range(limit.is_finite(), "--max-loss-increase", limit.to_string(), "a number of nats per token, such as 0.1")?;
         range(self.max_faults > 0, "--max-faults", self.max_faults.to_string(), "at least 1")?;
-        range(self.plugin_seconds > 0, "--plugin-seconds", self.plugin_seconds.to_string(), "at least 1")?;
-        range(
-            (1..=4096).contains(&self.plugin_memory),
-            "--plugin-memory",
-            self.plugin_memory.to_string(),
-            "between 1 and 4096 MiB",
-        )
+        Ok(self.plugins.check()?)
     }
 }
 

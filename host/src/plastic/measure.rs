@@ -8,7 +8,7 @@ use crate::mlx;
 use crate::model::generate::NOT_FINITE;
 use crate::model::{GenerateOptions, Tokenizer, generate};
 use crate::plugin::Measure;
-use crate::plugin::contract::Metric;
+use crate::plugin::contract::{Example, Metric};
 use std::time::Instant;
 
 /// The most tokens one call may score.
@@ -282,5 +282,21 @@ impl Measure for HostMeasure<'_> {
         ];
         out.extend(speed.map(|s| metric("scored-tokens-per-second", s, "tokens/s", true)));
         Ok(out)
+    }
+
+    fn divergence(&mut self, _: &str, _: &str, _: &[u32]) -> Result<Vec<Vec<f32>>, String> {
+        Err("divergence is not measured yet".into())
+    }
+
+    fn examples(&self) -> u32 {
+        0
+    }
+
+    fn example(&self, index: u32) -> Result<Example, String> {
+        Err(format!("there is no example {index}"))
+    }
+
+    fn timing(&mut self, _: &str, _: u32, _: u32) -> Result<Vec<Metric>, String> {
+        Err("decoding is not timed yet".into())
     }
 }

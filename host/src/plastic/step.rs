@@ -15,7 +15,7 @@ use super::rundir::{RunDir, RunError};
 use super::state::DENSE;
 use crate::mlx::{self, Array};
 use crate::model::{Error as ModelError, Tokenizer, hash};
-use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Spectrum, Task, Verdict};
+use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Series, Task, Verdict};
 use crate::plugin::{Evaluator, Fault, Policy};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -428,7 +428,7 @@ impl Runner {
 
     fn resolve(&self, plan: &Plan, observation: &Observation) -> std::result::Result<Resolved, plan::Refusal> {
         let find = |slice: u32, need: u32| {
-            let s = observation.spectra.iter().find(|s| s.slice == slice && s.need == need)?;
+            let s = observation.series.iter().find(|s| s.slice == slice && s.need == need)?;
             observation.values.get(s.offset as usize..(s.offset + s.len) as usize)
         };
         let subjects = self.parts.elastic.subjects();
@@ -477,11 +477,11 @@ impl Runner {
     /// What the policy is told.
     fn observe(&self) -> Result<Observation> {
         let name = &self.parts.policy.info().name;
-        let (mut spectra, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut series, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
         for (need, wanted) in self.needs.iter().enumerate() {
             let metric = metric_of(wanted, name)?;
             for (i, s) in self.spectra.get(&metric).into_iter().flatten().enumerate() {
-                spectra.push(Spectrum {
+                series.push(Series {
                     slice: i as u32,
                     need: need as u32,
                     offset: values.len() as u32,
@@ -492,7 +492,7 @@ impl Runner {
         }
         let subjects = self.parts.elastic.subjects();
         if subjects.iter().any(|s| matches!(s.awake, super::state::Awake::These(_))) {
-            for s in &spectra {
+            for s in &series {
                 let awake = subjects[s.slice as usize].awake.components(s.len);
                 asleep.extend((0..s.len).map(|c| u8::from(awake.binary_search(&c).is_err())));
             }
@@ -501,11 +501,12 @@ impl Runner {
             step: self.next,
             awake: self.parts.elastic.parameters(),
             slices: self.states(),
-            spectra,
+            series,
             values,
             asleep,
             metrics: self.metrics.clone(),
             last: self.last.clone(),
+            proposed: None,
             attributes: Vec::new(),
         })
     }
@@ -637,6 +638,7 @@ fn outcome(s: &StepRecord) -> Outcome {
         reason: s.reason.clone(),
         predicted: s.plan.as_ref().and_then(|p| p.predicted),
         measured: s.verdict.as_ref().and_then(measured),
+        metrics: s.verdict.as_ref().map_or_else(Vec::new, |v| v.metrics.clone()),
     }
 }
 

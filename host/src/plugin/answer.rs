@@ -99,7 +99,7 @@ pub(super) fn verdict(verdict: &mut Verdict, limits: &Limits) -> Result<(), Stri
             }
         }
     }
-    Ok(())
+    attributes(&verdict.attributes, limits)
 }
 
 /// Checks the size of a reason and takes control characters out of it.
@@ -139,6 +139,7 @@ fn attributes(list: &[Attribute], limits: &Limits) -> Result<(), String> {
             Value::Num(v) => v.is_finite(),
             Value::Text(t) => t.len() <= limits.text_bytes,
             Value::Nums(list) => list.len() <= limits.text_bytes && list.iter().all(|v| v.is_finite()),
+            Value::Texts(list) => list.len() <= MANY && list.iter().all(|t| t.len() <= limits.text_bytes),
         };
         if !good {
             return Err(format!("attribute `{name}` is too long or not finite"));

@@ -19,6 +19,8 @@ pub enum Value {
     Text(String),
     /// Numbers.
     Nums(Vec<f64>),
+    /// Texts.
+    Texts(Vec<String>),
 }
 
 /// A named fact; unknown names are ignored by the reader.
@@ -134,9 +136,9 @@ pub struct SliceState {
     pub parked_bytes: u64,
 }
 
-/// Where one slice's singular values lie in [`Observation::values`].
+/// Where one statistic of one slice lies in [`Observation::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Spectrum {
+pub struct Series {
     /// Slice id.
     pub slice: u32,
     /// Index into [`Info::needs`].
@@ -160,10 +162,13 @@ pub struct Outcome {
     pub predicted: Option<f64>,
     /// Measured rise of the loss, nats per token.
     pub measured: Option<f64>,
+    /// All that was measured of that plan's candidate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<Metric>,
 }
 
 /// What a policy is told.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     /// Step, from 1.
     pub step: u32,
@@ -171,16 +176,19 @@ pub struct Observation {
     pub awake: u64,
     /// One entry a slice; the index is the slice's id.
     pub slices: Vec<SliceState>,
-    /// Where each spectrum lies in `values`.
-    pub spectra: Vec<Spectrum>,
-    /// Singular values, flat.
+    /// Where each statistic lies in `values`.
+    pub series: Vec<Series>,
+    /// The statistics, flat.
     pub values: Vec<f32>,
     /// 1 beside each sleeping component, or empty where the awake ones are the largest.
     pub asleep: Vec<u8>,
-    /// What the evaluators last measured.
+    /// What the evaluators measured of the current state.
     pub metrics: Vec<Metric>,
     /// The fate of the last plan.
     pub last: Option<Outcome>,
+    /// In a pipeline, the plan of the policies before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposed: Option<Plan>,
     /// More facts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<Attribute>,
@@ -281,4 +289,21 @@ pub struct Verdict {
     pub reason: String,
     /// What was measured.
     pub metrics: Vec<Metric>,
+    /// More facts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<Attribute>,
+}
+
+/// A prompt with the answer that is right.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Example {
+    /// As the model is given it.
+    pub prompt: String,
+    /// The right answer.
+    pub answer: String,
+}
+
+/// The value of a named fact in a list of facts.
+pub fn attribute<'a>(facts: &'a [Attribute], name: &str) -> Option<&'a Value> {
+    facts.iter().find(|a| a.name == name).map(|a| &a.value)
 }

@@ -117,4 +117,38 @@ impl measure::Host for State {
             Ok(m.counters(&subject)?.into_iter().map(|c: Metric| v1::metric(c)).collect())
         })
     }
+
+    fn divergence(
+        &mut self,
+        reference: String,
+        of: String,
+        indices: Vec<u32>,
+    ) -> wasmtime::Result<Result<Vec<Vec<f32>>, String>> {
+        self.ask(move |m| {
+            check_subject(&reference)?;
+            check_subject(&of)?;
+            check_windows(m, &indices)?;
+            m.divergence(&reference, &of, &indices)
+        })
+    }
+
+    fn examples(&mut self) -> wasmtime::Result<u32> {
+        self.ask(|m| m.examples())
+    }
+
+    fn example(&mut self, index: u32) -> wasmtime::Result<Result<measure::Question, String>> {
+        self.ask(move |m| m.example(index).map(|e| measure::Question { prompt: e.prompt, answer: e.answer }))
+    }
+
+    fn timing(
+        &mut self,
+        subject: String,
+        prompt_tokens: u32,
+        new_tokens: u32,
+    ) -> wasmtime::Result<Result<Vec<v1::evaluator::types::Metric>, String>> {
+        self.ask(move |m| {
+            check_subject(&subject)?;
+            Ok(m.timing(&subject, prompt_tokens, new_tokens)?.into_iter().map(v1::metric).collect())
+        })
+    }
 }

@@ -12,8 +12,10 @@ mod desk;
 mod engine;
 mod evaluator;
 mod limits;
+mod loader;
 pub mod options;
 mod policy;
+mod rules;
 mod sandbox;
 mod text;
 mod v1;
@@ -21,6 +23,8 @@ mod wasm;
 
 pub use component::{API_MAJOR, API_VERSION, Artifact, Kind, encode};
 pub use limits::{Limits, MAX_STACK_BYTES};
+pub use loader::Loader;
+pub use rules::{RuleError, Rules};
 pub use wasm::{load_evaluator, load_policy};
 
 use contract::{Info, Observation, Plan, Run, Slice, Task, Verdict};
@@ -107,6 +111,8 @@ pub trait Policy {
     fn snapshot(&mut self) -> Result<Vec<u8>, Fault>;
     /// Puts a snapshot back; after `start`.
     fn restore(&mut self, state: &[u8]) -> Result<(), Fault>;
+    /// What it has to say when a run ends, for people; empty where it has nothing to say.
+    fn report(&mut self) -> Result<String, Fault>;
     /// What the last call cost.
     fn last_cost(&self) -> CallCost;
 }
@@ -144,4 +150,12 @@ pub trait Measure {
     fn detokenize(&self, tokens: &[u32]) -> Result<String, String>;
     /// Counters of speed and memory.
     fn counters(&mut self, subject: &str) -> Result<Vec<contract::Metric>, String>;
+    /// KL(reference ‖ of) of the next-token distributions, nats, at tokens 1.. of each window.
+    fn divergence(&mut self, reference: &str, of: &str, indices: &[u32]) -> Result<Vec<Vec<f32>>, String>;
+    /// Number of prompts with answers in the evaluation text.
+    fn examples(&self) -> u32;
+    /// One of them.
+    fn example(&self, index: u32) -> Result<contract::Example, String>;
+    /// Times a decode of `new_tokens` after a prompt of `prompt_tokens`.
+    fn timing(&mut self, subject: &str, prompt_tokens: u32, new_tokens: u32) -> Result<Vec<contract::Metric>, String>;
 }

@@ -11,7 +11,7 @@ use super::v1::policy::{self as wit, RankPolicy, RankPolicyPre};
 use super::{CallCost, Fault, FaultClass, Origin, Policy, answer, v1};
 use std::time::Duration;
 use wasmtime::Store;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, Instance, Linker, TypedFunc};
 
 /// A loaded policy.
 pub(super) struct WasmPolicy {
@@ -28,6 +28,20 @@ pub(super) struct WasmPolicy {
 struct Live {
     store: Store<State>,
     guest: wit::Guest,
+    /// The optional interface `report`, where the plugin has it.
+    report: Option<TypedFunc<(), (String,)>>,
+}
+
+/// The functions a policy exports only if it wants to.
+///
+/// # Errors
+/// One is there under another type than the contract's.
+fn optional(store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Option<TypedFunc<(), (String,)>>> {
+    let Some(interface) = instance.get_export_index(&mut *store, None, "plastic:rank/report@1.0.0") else {
+        return Ok(None);
+    };
+    let Some(function) = instance.get_export_index(&mut *store, Some(&interface), "report") else { return Ok(None) };
+    instance.get_typed_func(&mut *store, function).map(Some)
 }
 
 /// What a rebuilt instance must be told.
@@ -111,14 +125,18 @@ impl Live {
         // Only here are the types of the exported functions compared with the contract's.
         let bindings = RankPolicy::new(&mut store, &instance).map_err(|e| super::wasm::mismatch(artifact, &e))?;
         let guest = bindings.plastic_rank_policy().clone();
-        Ok(Live { store, guest })
+        let report = optional(&mut store, &instance).map_err(|e| super::wasm::mismatch(artifact, &e))?;
+        Ok(Live { store, guest, report })
     }
 
     fn again(sandbox: &Sandbox, pre: &RankPolicyPre<State>) -> Result<Live, Fault> {
         let mut store = sandbox.store();
-        let bindings = sandbox.call(&mut store, "instantiate", |s| pre.instantiate(s))?.0;
+        let (instance, _) = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?;
+        let parts = RankPolicy::new(&mut store, &instance).and_then(|b| Ok((b, optional(&mut store, &instance)?)));
+        // Checked when the plugin was loaded.
+        let (bindings, report) = parts.map_err(|e| sandbox.fault(FaultClass::Version, e.to_string()))?;
         let guest = bindings.plastic_rank_policy().clone();
-        Ok(Live { store, guest })
+        Ok(Live { store, guest, report })
     }
 
     fn call<R>(
@@ -201,6 +219,21 @@ impl Policy for WasmPolicy {
         })?;
         self.memory.snapshot = state.to_vec();
         Ok(())
+    }
+
+    fn report(&mut self) -> Result<String, Fault> {
+        let mut live = match self.live.take() {
+            Some(live) => live,
+            None => self.rebuild()?,
+        };
+        let Some(report) = live.report.clone() else {
+            self.live = Some(live);
+            return Ok(String::new());
+        };
+        let ((text,), wall) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
+        self.live = Some(live);
+        self.cost = CallCost { wall };
+        Ok(super::text::clean(&text, self.sandbox.limits.log_bytes))
     }
 
     fn last_cost(&self) -> CallCost {

@@ -1,0 +1,44 @@
+//! `plastic-host plugin build`.
+
+use super::inspect::Report;
+use super::kib;
+use crate::cli::Global;
+use crate::plugin::{Loader, Rules, build};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Options of `plugin build`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  plastic-host plugin build examples/top-heavy
+  plastic-host plugin build plugins/energy -o plugins/energy.wasm
+
+A Rust crate is built for wasm32-unknown-unknown, with the profile `plugin` where its workspace has one.")]
+pub struct BuildArgs {
+    /// Directory of the plugin's project
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// Where to write the component [default: <package>.wasm in DIR]
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Runs the verb.
+pub fn run(args: &BuildArgs, g: &Global) -> anyhow::Result<ExitCode> {
+    let artifact = build::build(&args.dir, args.out.as_deref())?;
+    let report = Report::of(artifact, &Loader::new(Rules::default(), None))?;
+    match g.json {
+        true => say!("{}", report.json()),
+        false if g.quiet => {}
+        false => say!(
+            "{}: {} {} ({}), {}",
+            report.artifact.path.display(),
+            report.info.name,
+            report.info.version,
+            report.artifact.kind,
+            kib(report.artifact.size)
+        ),
+    }
+    Ok(ExitCode::SUCCESS)
+}
