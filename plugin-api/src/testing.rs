@@ -523,7 +523,7 @@ mod tests {
         let slices = r#"[{"name":"q","layer":0,"kind":"q_proj","group":0,"rows":4,"cols":3,"max_rank":3,
             "dense_parameters":12,"component_parameters":7,"attributes":[{"name":"trace","value":1.5}]}]"#;
         let observation = r#"{"step":2,"awake":12,"slices":[{"awake":3,"dense":true,"dense_allowed":true,"frozen":false,
-            "dwell":1,"parameters":12,"bytes":48,"parked_bytes":0}],"spectra":[{"slice":0,"need":0,"offset":0,"len":3}],
+            "dwell":1,"parameters":12,"bytes":48,"parked_bytes":0}],"series":[{"slice":0,"need":0,"offset":0,"len":3}],
             "values":[3.0,2.0,1.0],"asleep":[],"metrics":[],"last":null}"#;
         assert_eq!(decide_recorded::<Probe>("{}", run, slices, observation).unwrap(), Plan::new());
         let error = decide_recorded::<Probe>("{}", run, "[]", observation).unwrap_err();
