@@ -107,7 +107,7 @@ fn the_default_run_is_accepted_and_can_be_undone() {
         assert!(!head[field].is_null(), "{field}");
     }
     assert_eq!(head["schema"], 1);
-    assert_eq!(head["policy"]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(head["policies"][0]["sha256"].as_str().unwrap().len(), 64);
     let step = events.iter().find(|e| e["event"] == "step").unwrap();
     for field in
         ["observation_sha256", "plan", "before", "after", "ranks_before", "ranks_after", "verdict", "times", "state"]

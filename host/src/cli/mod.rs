@@ -31,6 +31,7 @@ mod subject;
 mod table;
 mod ui;
 mod undo;
+mod watched;
 
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! `plastic-host replay`: what happened in a run, from its journal alone.
 
 use super::Global;
-use super::show::millions;
+use super::show::{cast, millions};
 use crate::plastic::journal::{Event, Fate, History, Journal, StepRecord};
 use crate::plastic::rundir::RunError;
 use crate::plugin::contract::Slice;
@@ -51,16 +51,7 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    say!(
-        "{} on {}, policy {} {}, evaluator {} {}, begun {}",
-        args.run.display(),
-        record.base_id,
-        record.policy.info.name,
-        record.policy.info.version,
-        record.evaluator.info.name,
-        record.evaluator.info.version,
-        record.time
-    );
+    say!("{} on {}, {}, begun {}", args.run.display(), record.base_id, cast(record), record.time);
     say!("{}", overview(&events, record.parameters));
     match events.ended() {
         Some(reason) => say!("ended: {reason}"),
@@ -111,6 +102,10 @@ fn overview(events: &[Event], parameters: u64) -> Table {
                 true => "woke everything: logits equal to the base's, bit for bit",
                 false => "woke everything: LOGITS DIFFER",
             }),
+            Event::Swap(s) => match &s.plugin {
+                Some(p) => marker(&format!("swapped: {} {} took over", p.info.name, p.info.version)),
+                None => marker(&format!("not swapped: {}", s.problem)),
+            },
             Event::End { .. } => continue,
         };
         table.add_row(row);

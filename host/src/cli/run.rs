@@ -3,7 +3,7 @@
 use super::rules::RuleArgs;
 use super::{Global, session};
 use anyhow::Context;
-use plastic::config::{RunConfig, pair};
+use plastic::config::{Choice, OnFault, RunConfig, pair};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,18 +26,30 @@ Examples:
 #[derive(clap::Args, Debug, Default)]
 #[command(allow_negative_numbers = true)]
 pub struct RunArgs {
-    /// Rank policy: a .wasm component, or the name of one in the plugins folder
+    /// Rank policy: a file, or a name on the plugin path; given again, the later one revises the plan of the one before
     #[arg(long, short, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
-    /// Option of the policy, `name=value`; see `plastic-host plugin inspect FILE`
+    pub policy: Vec<PathBuf>,
+    /// Option of a policy, `name=value`, or `policy:name=value` where there are several; see `plastic-host plugin inspect FILE`
     #[arg(long, value_name = "NAME=VALUE")]
     pub policy_opt: Vec<String>,
-    /// Evaluator that accepts or rejects each change [default: plugins/perplexity.wasm]
+    /// Evaluator that accepts or rejects each change; given again, all are asked and one no is enough [default: perplexity]
     #[arg(long, short, value_name = "FILE")]
-    pub evaluator: Option<PathBuf>,
-    /// Option of the evaluator, `name=value`
+    pub evaluator: Vec<PathBuf>,
+    /// Option of an evaluator, `name=value`, or `evaluator:name=value` where there are several
     #[arg(long, value_name = "NAME=VALUE")]
     pub evaluator_opt: Vec<String>,
+    /// Policy that is asked at each step and not obeyed; what it would have done is shown and kept
+    #[arg(long, value_name = "FILE")]
+    pub shadow: Vec<PathBuf>,
+    /// What happens where a policy fails: keep (asked again at the next step), stop, or fallback=FILE [default: keep]
+    #[arg(long, value_name = "WHAT")]
+    pub on_fault: Option<String>,
+    /// Take in changed plugin files between steps
+    #[arg(long)]
+    pub watch: bool,
+    /// Statistic to keep beside those the policies need, such as spectrum:plain, for a later `replay --policy`
+    #[arg(long, value_name = "NAME")]
+    pub record: Vec<String>,
     /// Base model: an id, a directory, a GGUF file or a hub repository [default: smollm2-135m]
     #[arg(long, short)]
     pub base: Option<String>,
@@ -106,8 +118,6 @@ impl RunArgs {
             ($($field:ident),*) => { $(if let Some(v) = &self.$field { c.$field = v.clone(); })* };
         }
         over!(
-            policy,
-            evaluator,
             base,
             data,
             calibration,
@@ -122,29 +132,73 @@ impl RunArgs {
             max_faults
         );
         c.plugins = self.rules.over(c.plugins)?;
-        if self.max_loss_increase.is_some() {
-            c.max_loss_increase = self.max_loss_increase;
-            c.evaluator_options.remove("max_loss_increase");
+        let fresh = |files: &[PathBuf]| files.iter().map(Choice::new).collect::<Vec<_>>();
+        for (given, kept) in
+            [(&self.policy, &mut c.policy), (&self.evaluator, &mut c.evaluator), (&self.shadow, &mut c.shadow)]
+        {
+            if !given.is_empty() {
+                *kept = fresh(given);
+            }
+        }
+        if c.evaluator.is_empty() {
+            c.evaluator = vec![Choice::new("perplexity")];
+        }
+        if let Some(what) = &self.on_fault {
+            (c.on_fault, c.fallback) = match what.split_once('=') {
+                None if what == "keep" => (OnFault::Keep, Vec::new()),
+                None if what == "stop" => (OnFault::Stop, Vec::new()),
+                Some(("fallback", file)) if !file.is_empty() => (OnFault::Fallback, vec![Choice::new(file)]),
+                _ => anyhow::bail!("--on-fault {what:?}: use keep, stop or fallback=FILE"),
+            };
+        }
+        c.watch |= self.watch;
+        if !self.record.is_empty() {
+            c.record = self.record.clone();
+        }
+        if let Some(limit) = self.max_loss_increase {
+            c.max_loss_increase = Some(limit);
+            c.evaluator.iter_mut().for_each(|e| drop(e.options.remove("max_loss_increase")));
         }
         if !self.layers.is_empty() {
             c.layers = self.layers.clone();
         }
-        for text in &self.policy_opt {
-            let (name, value) = pair("--policy-opt", text)?;
-            c.policy_options.insert(name, value);
-        }
-        for text in &self.evaluator_opt {
-            let (name, value) = pair("--evaluator-opt", text)?;
-            c.evaluator_options.insert(name, value);
-        }
+        let mut policies: Vec<&mut Choice> = c.policy.iter_mut().chain(&mut c.shadow).chain(&mut c.fallback).collect();
+        set_options("--policy-opt", &self.policy_opt, &mut policies)?;
+        let mut evaluators: Vec<&mut Choice> = c.evaluator.iter_mut().collect();
+        set_options("--evaluator-opt", &self.evaluator_opt, &mut evaluators)?;
         Ok(c)
     }
+}
+
+/// Gives options to the plugins they are meant for: the only one, or the one that is named.
+pub(super) fn set_options(option: &'static str, texts: &[String], plugins: &mut [&mut Choice]) -> anyhow::Result<()> {
+    for text in texts {
+        let (whole, value) = pair(option, text)?;
+        let named = whole.split_once(':').filter(|(stem, _)| plugins.iter().any(|c| c.stem() == *stem));
+        let (wanted, name) = match (named, plugins.len()) {
+            (Some((stem, name)), _) => (Some(stem), name),
+            (None, 0) => anyhow::bail!("{option} {text}: there is no plugin to give it to"),
+            (None, 1) => (None, whole.as_str()),
+            (None, _) => {
+                let stems: Vec<String> = plugins.iter().map(|c| c.stem()).collect();
+                anyhow::bail!(
+                    "{option} {text}: which one is meant? write {}:{text} (there are {})",
+                    stems.first().map_or("", String::as_str),
+                    stems.join(", ")
+                )
+            }
+        };
+        for plugin in plugins.iter_mut().filter(|c| wanted.is_none_or(|stem| c.stem() == stem)) {
+            plugin.options.insert(name.to_owned(), value.clone());
+        }
+    }
+    Ok(())
 }
 
 /// Runs the loop.
 pub fn run(args: &RunArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let config = args.resolve()?;
-    if config.policy.as_os_str().is_empty() {
+    if config.policy.is_empty() {
         note!(
             "error: no policy named\n\n  plastic-host --policy plugins/energy.wasm   runs the loop\n  plastic-host --help                          shows every verb and option"
         );

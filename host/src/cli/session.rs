@@ -3,19 +3,21 @@
 use super::base;
 use super::interrupt::Interrupt;
 use super::show::Screen;
+use super::watched::Watched;
 use super::{Global, locate, ui};
 use crate::eval::data::{self, Dataset};
 use crate::mlx;
 use crate::model::registry::{self, Base};
 use crate::model::{LoadOptions, Model, Tokenizer, hash, paths};
-use crate::plastic::config::RunConfig;
+use crate::plastic::config::{Choice, RunConfig};
 use crate::plastic::elastic::Elastic;
-use crate::plastic::factor::Metric;
-use crate::plastic::journal::{Event, Fate, FileRecord, History, Journal, PluginRecord, RunRecord, SCHEMA};
+use crate::plastic::journal::{Event, Fate, FileRecord, History, Journal, PluginRecord, Role, RunRecord, SCHEMA};
 use crate::plastic::moments::{self, Moments};
+use crate::plastic::policies::{Policies, Seat};
 use crate::plastic::rundir::{self, RunDir};
+use crate::plastic::statistic::Statistic;
 use crate::plastic::step::{self, Parts, Runner};
-use crate::plugin::{self, Evaluator, Loader, Policy, contract};
+use crate::plugin::{self, Evaluator, Loader, contract};
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -30,8 +32,9 @@ struct Prepared {
     config: RunConfig,
     base: Base,
     base_sha256: String,
-    policy: Box<dyn Policy>,
-    evaluator: Box<dyn Evaluator>,
+    loader: Loader,
+    policies: Policies,
+    evaluators: Vec<Box<dyn Evaluator>>,
     data: FileRecord,
     calibration: Option<FileRecord>,
     moments: Option<Moments>,
@@ -61,6 +64,11 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
     let parameters: u64 = prepared.elastic.slices().iter().map(|s| s.dense_parameters).sum();
     let config = &prepared.config;
     let budget = (parameters as f64 * config.budget).floor() as u64;
+    let policies = &prepared.policies;
+    let seats = |seats: &[Seat], choices: &[Choice]| -> Vec<PluginRecord> {
+        seats.iter().zip(choices).map(|(s, c)| plugin_record(s.policy.origin(), s.policy.info(), &c.options)).collect()
+    };
+    let evaluators = prepared.evaluators.iter().zip(&config.evaluator);
     let record = RunRecord {
         schema: SCHEMA,
         program: env!("CARGO_PKG_VERSION").into(),
@@ -68,8 +76,11 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
         base: prepared.base.dir.clone(),
         base_id: prepared.base.id.clone(),
         base_sha256: prepared.base_sha256.clone(),
-        policy: plugin_record(prepared.policy.origin(), prepared.policy.info(), &config.policy_options),
-        evaluator: plugin_record(prepared.evaluator.origin(), prepared.evaluator.info(), &evaluator_options(config)),
+        policies: seats(&policies.line, &config.policy),
+        shadows: seats(&policies.shadows, &config.shadow),
+        fallback: seats(policies.fallback.as_slice(), &config.fallback).pop(),
+        evaluators: evaluators.map(|(e, c)| plugin_record(e.origin(), e.info(), &c.options)).collect(),
+        told: told(&prepared, budget),
         data: prepared.data.clone(),
         calibration: prepared.calibration.clone(),
         slices: prepared.elastic.slices().to_vec(),
@@ -126,7 +137,7 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
             taken + 3
         );
     }
-    let mut prepared = match prepare(config, Some(&record), &interrupt, g) {
+    let mut prepared = match prepare(config, Some(journal.events()), &interrupt, g) {
         Ok(p) => p,
         Err(e) => return stopped(e, &interrupt, g),
     };
@@ -141,7 +152,7 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
         let text = toml::to_string(&prepared.config).context("writing the resolved options")?;
         crate::atomic::write_file(&dir.config(), text.as_bytes())?;
     }
-    journal.append(Event::Resume { time: step::now() })?;
+    journal.append(Event::Resume { time: step::now(), steps: prepared.config.steps })?;
     ready(prepared, dir, journal, record.budget, interrupt, begun, g)?.drive(begun, g)
 }
 
@@ -161,6 +172,25 @@ struct Ready {
     path: PathBuf,
 }
 
+/// The run as policies are told of it.
+fn told(prepared: &Prepared, budget: u64) -> contract::Run {
+    let mut metrics: Vec<String> = Vec::new();
+    for e in &prepared.evaluators {
+        if let Some(contract::Value::Texts(names)) = contract::attribute(&e.info().attributes, "metrics") {
+            metrics.extend(names.iter().filter(|n| !metrics.contains(n)).cloned().collect::<Vec<_>>());
+        }
+    }
+    let attribute = |metrics| contract::Attribute { name: "metrics".into(), value: contract::Value::Texts(metrics) };
+    contract::Run {
+        phase: "compress".into(),
+        seed: prepared.config.seed,
+        steps: prepared.config.steps,
+        parameters: prepared.elastic.slices().iter().map(|s| s.dense_parameters).sum(),
+        budget,
+        attributes: if metrics.is_empty() { Vec::new() } else { vec![attribute(metrics)] },
+    }
+}
+
 /// Starts the policy and shows what runs on what.
 fn ready(
     prepared: Prepared,
@@ -173,21 +203,17 @@ fn ready(
 ) -> anyhow::Result<Ready> {
     let path = dir.path().to_owned();
     let config = prepared.config.clone();
-    let run = contract::Run {
-        phase: "compress".into(),
-        seed: config.seed,
-        steps: config.steps,
-        parameters: prepared.elastic.slices().iter().map(|s| s.dense_parameters).sum(),
-        budget,
-        attributes: Vec::new(),
-    };
+    let run = told(&prepared, budget);
     let next = journal.events().steps().map(|s| s.step + 1).max().unwrap_or(1);
     let mut screen = Screen::new(g, interrupt, prepared.elastic.slices().to_vec(), next, config.steps);
     screen.opening(journal.events().run(), &path, begun.elapsed());
     let parts = Parts {
         elastic: prepared.elastic,
-        policy: prepared.policy,
-        evaluator: prepared.evaluator,
+        watch: config.watch.then(|| Box::new(Watched::new(&config, prepared.loader)) as Box<dyn step::Watch>),
+        policies: prepared.policies,
+        evaluators: prepared.evaluators,
+        on_fault: config.on_fault,
+        record: config.record.clone(),
         moments: prepared.moments,
         tokenizer: prepared.tokenizer,
         windows: prepared.windows,
@@ -238,40 +264,60 @@ impl Ready {
 /// Loads everything; with `earlier`, checks that nothing the run depends on has changed.
 fn prepare(
     mut config: RunConfig,
-    earlier: Option<&RunRecord>,
+    earlier: Option<&[Event]>,
     interrupt: &Interrupt,
     g: &Global,
 ) -> anyhow::Result<Prepared> {
-    for path in [&config.policy, &config.evaluator, &config.data, &config.calibration] {
+    let plugins = config.policy.iter().chain(&config.shadow).chain(&config.fallback).chain(&config.evaluator);
+    for path in plugins.map(|c| &c.file).chain([&config.data, &config.calibration]) {
         if path.to_str().is_none() {
             bail!("{}: the path is not UTF-8, so no option file can hold it; rename it", path.display());
         }
     }
     // What is cheap and likely to be wrong comes first.
-    config.policy = absolute(locate::plugin(&config.policy)?)?;
-    if config.evaluator.as_os_str().is_empty() {
-        config.evaluator = "perplexity".into();
+    let loader = Loader::new(config.plugins.clone(), paths::cache_dir());
+    let policies = Policies {
+        line: policies(&loader, &mut config.policy, Role::Policy, earlier)?,
+        shadows: policies(&loader, &mut config.shadow, Role::Shadow, earlier)?,
+        fallback: policies(&loader, &mut config.fallback, Role::Fallback, earlier)?.pop(),
+    };
+    policies.check_order().map_err(step::StepError::Order)?;
+    let mut evaluators = Vec::new();
+    for (place, choice) in config.evaluator.iter_mut().enumerate() {
+        choice.file = absolute(locate::plugin(&choice.file)?)?;
+        let mut e = loader.evaluator(&choice.file)?;
+        let known = earlier.and_then(|events| events.plugin(Role::Evaluator, place));
+        unchanged("evaluator", &choice.file, e.origin(), known)?;
+        if let Some(limit) = config.max_loss_increase
+            && plugin::options::specs(e.info()).iter().any(|o| o.name == "max_loss_increase")
+        {
+            choice.options.entry("max_loss_increase").or_insert(toml::Value::Float(limit));
+        }
+        e.configure(&json(&choice.options)?)?;
+        evaluators.push(e);
     }
-    config.evaluator = absolute(locate::plugin(&config.evaluator)?)?;
+    if config.max_loss_increase.is_some()
+        && !config.evaluator.iter().any(|c| c.options.contains_key("max_loss_increase"))
+    {
+        bail!("--max-loss-increase: none of the evaluators has the option max_loss_increase");
+    }
     config.data = absolute(locate::text(&config.data, "data/eval.jsonl", "--data")?)?;
-    let cache = paths::cache_dir();
-    let loader = Loader::new(config.plugins.clone(), cache.clone());
-    let mut policy = loader.policy(&config.policy)?;
-    let mut evaluator = loader.evaluator(&config.evaluator)?;
-    if let Some(r) = earlier {
-        same("policy", &config.policy, &policy.origin().sha256, &r.policy.origin.sha256)?;
-        same("evaluator", &config.evaluator, &evaluator.origin().sha256, &r.evaluator.origin.sha256)?;
+    for (name, needs) in
+        policies.infos().iter().map(|i| (i.name.as_str(), &i.needs)).chain([("--record", &config.record)])
+    {
+        if let Some(need) = needs.iter().find(|n| Statistic::parse(n).is_none()) {
+            return Err(step::StepError::UnknownNeed { plugin: name.into(), need: need.clone() }.into());
+        }
     }
-    policy.configure(&json(&config.policy_options)?)?;
-    evaluator.configure(&json(&evaluator_options(&config))?)?;
-    if let Some(need) = policy.info().needs.iter().find(|n| Metric::from_need(n).is_none()) {
-        return Err(step::StepError::UnknownNeed { plugin: policy.info().name.clone(), need: need.clone() }.into());
-    }
-    let needs_text = policy.info().needs.iter().any(|n| Metric::from_need(n).is_some_and(Metric::needs_moments));
+    let wanted = policies.needs();
+    let needs_text =
+        wanted.iter().chain(&config.record).any(|n| Statistic::parse(n).is_some_and(Statistic::needs_moments));
     if needs_text {
         config.calibration = absolute(locate::text(&config.calibration, "data/calibration.jsonl", "--calibration")?)?;
     }
 
+    let events = earlier;
+    let earlier = events.and_then(|e| e.run());
     mlx::device::init()?;
     let base = match earlier {
         Some(r) => Base { id: r.base_id.clone(), dir: r.base.clone() },
@@ -306,13 +352,16 @@ fn prepare(
     };
     let moments = match &calibration {
         None => None,
-        Some((_, windows)) => Some(calibrate(&model, &base_sha256, windows, &config, cache.as_deref(), interrupt, g)?),
+        Some((_, windows)) => {
+            Some(calibrate(&model, &base_sha256, windows, &config, paths::cache_dir().as_deref(), interrupt, g)?)
+        }
     };
     Ok(Prepared {
         base,
         base_sha256,
-        policy,
-        evaluator,
+        loader,
+        policies,
+        evaluators,
         data,
         calibration: calibration.map(|(f, _)| f),
         moments,
@@ -334,21 +383,35 @@ fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(&path).with_context(|| path.display().to_string())
 }
 
-/// Options the evaluator gets: the user's, and `max_loss_increase` where it was given.
-fn evaluator_options(config: &RunConfig) -> toml::Table {
-    let mut options = config.evaluator_options.clone();
-    if let Some(limit) = config.max_loss_increase {
-        options.entry("max_loss_increase").or_insert(toml::Value::Float(limit));
+/// Loads and configures the policies of one role; paths become absolute.
+fn policies(
+    loader: &Loader,
+    choices: &mut [Choice],
+    role: Role,
+    earlier: Option<&[Event]>,
+) -> anyhow::Result<Vec<Seat>> {
+    let mut out = Vec::with_capacity(choices.len());
+    for (place, choice) in choices.iter_mut().enumerate() {
+        choice.file = absolute(locate::plugin(&choice.file)?)?;
+        let mut p = loader.policy(&choice.file)?;
+        unchanged("policy", &choice.file, p.origin(), earlier.and_then(|events| events.plugin(role, place)))?;
+        p.configure(&json(&choice.options)?)?;
+        out.push(Seat::new(p));
     }
-    options
+    Ok(out)
 }
 
-fn plugin_record(origin: &plugin::Origin, info: &contract::Info, options: &toml::Table) -> PluginRecord {
+/// A resumed run goes on with the plugins it had.
+fn unchanged(what: &str, file: &Path, found: &plugin::Origin, known: Option<&PluginRecord>) -> anyhow::Result<()> {
+    known.map_or(Ok(()), |k| same(what, file, &found.sha256, &k.origin.sha256))
+}
+
+pub(super) fn plugin_record(origin: &plugin::Origin, info: &contract::Info, options: &toml::Table) -> PluginRecord {
     let options = json(options).unwrap_or_default();
     PluginRecord { origin: origin.clone(), info: info.clone(), options }
 }
 
-fn json(options: &toml::Table) -> anyhow::Result<serde_json::Value> {
+pub(super) fn json(options: &toml::Table) -> anyhow::Result<serde_json::Value> {
     serde_json::to_value(options).context("options of a plugin")
 }
 
@@ -445,7 +508,7 @@ fn calibrate(
 /// Everything the statistics depend on.
 fn moments_key(base_sha256: &str, pass: &moments::Pass) -> String {
     let mut sha = Sha256::new();
-    sha.update(b"moments 1\n");
+    sha.update(b"moments 2\n");
     sha.update(base_sha256);
     sha.update((pass.gradient_windows as u64).to_le_bytes());
     sha.update(pass.seed.to_le_bytes());
@@ -459,7 +522,7 @@ fn moments_key(base_sha256: &str, pass: &moments::Pass) -> String {
 }
 
 fn default_out(config: &RunConfig) -> PathBuf {
-    let policy = config.policy.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
+    let policy = config.policy.first().map_or_else(|| "run".into(), Choice::stem);
     let stamp: String = step::now().chars().filter(char::is_ascii_alphanumeric).collect();
     let name = format!("{stamp}-{policy}");
     let taken = |n: &u32| !PathBuf::from("runs").join(suffixed(&name, *n)).exists();

@@ -2,7 +2,9 @@
 
 use super::interrupt::Interrupt;
 use super::{Global, ui};
-use crate::plastic::journal::{Event, Fate, Footprint, History, RunRecord, StepRecord, WakeRecord};
+use crate::plastic::journal::{
+    Event, Fate, Footprint, History, PluginRecord, Role, RunRecord, ShadowRecord, StepRecord, SwapRecord, WakeRecord,
+};
 use crate::plastic::step::{Ended, Stage, Watcher};
 use crate::plugin::contract::{Decision, Metric, Slice, Verdict};
 use anstyle::{AnsiColor, Style};
@@ -43,15 +45,7 @@ impl Screen {
             millions(r.budget),
             100.0 * share(r.budget, r.parameters),
         );
-        say!(
-            "policy {} {}, evaluator {} {}; ready after {:.1} s; run in {}",
-            r.policy.info.name,
-            r.policy.info.version,
-            r.evaluator.info.name,
-            r.evaluator.info.version,
-            loading.as_secs_f64(),
-            path.display()
-        );
+        say!("{}; ready after {:.1} s; run in {}", cast(r), loading.as_secs_f64(), path.display());
     }
 
     /// The end of a run: what is awake now, what it costs, and where to go from here.
@@ -76,6 +70,9 @@ impl Screen {
             for line in judged(v, s.tokens_per_second, current.is_some()) {
                 say!("{line}");
             }
+        }
+        for (policy, text) in &ended.reports {
+            say!("{policy}: {}", text.trim_end());
         }
         let state = match current {
             Some(s) => format!("the state of step {} is current", s.step),
@@ -223,11 +220,52 @@ impl Watcher for Screen {
             s.reason.replace('\n', " "),
             s.times.total
         );
+        if let Some(fault) = s.fault.as_ref().filter(|_| s.fallback) {
+            say!("  the fallback decided: {}", fault.to_string().replace('\n', " "));
+        }
+        for shadow in &s.shadows {
+            say!("  {}", shadowed(shadow, total, s));
+        }
+    }
+
+    fn swap(&mut self, s: &SwapRecord) {
+        self.clear();
+        let what = match s.role {
+            Role::Policy => "policy",
+            Role::Shadow => "shadow",
+            Role::Fallback => "fallback",
+            Role::Evaluator => "evaluator",
+        };
+        match &s.plugin {
+            None => tracing::warn!("the file of the {what} changed, but the old one goes on: {}", s.problem),
+            Some(p) => {
+                let state = match (s.carried, s.problem.is_empty()) {
+                    (true, _) => ", with the state of the old one".into(),
+                    (false, true) => String::new(),
+                    (false, false) => format!("; {}", s.problem),
+                };
+                if self.talks() {
+                    say!("the {what} is now {} {}{state}", p.info.name, p.info.version);
+                }
+            }
+        }
     }
 
     fn interrupted(&self) -> bool {
         self.interrupt.raised()
     }
+}
+
+/// What a shadow would have done, beside what was done.
+fn shadowed(shadow: &ShadowRecord, total: u64, s: &StepRecord) -> String {
+    if let Some(problem) = &shadow.problem {
+        return format!("{} would have failed: {}", shadow.policy, problem.replace('\n', " "));
+    }
+    let differ = shadow.ranks.iter().zip(&s.ranks_after).filter(|(a, b)| a != b).count();
+    let predicted = shadow.plan.as_ref().and_then(|p| p.predicted);
+    let predicted = predicted.map_or_else(String::new, |p| format!(", predicted {p:+.4} nats per token"));
+    let awake = 100.0 * share(shadow.parameters, total);
+    format!("{} would have kept {awake:.1} % awake{predicted}; {differ} slices differ", shadow.policy)
 }
 
 fn change(before: &Footprint, after: &Footprint, total: u64) -> String {
@@ -278,6 +316,11 @@ fn summary(events: &[Event], ended: &Ended, wake: &WakeRecord, path: &Path, took
         serde_json::json!({
             "step": s.step, "fate": s.fate, "reason": s.reason, "before": s.before, "after": s.after,
             "predicted": s.plan.as_ref().and_then(|p| p.predicted), "verdict": s.verdict,
+            "opinions": s.opinions, "fault": s.fault, "fallback": s.fallback,
+            "shadows": s.shadows.iter().map(|d| serde_json::json!({
+                "policy": d.policy, "parameters": d.parameters, "problem": d.problem,
+                "predicted": d.plan.as_ref().and_then(|p| p.predicted),
+            })).collect::<Vec<_>>(),
             "tokens_per_second": s.tokens_per_second, "times": s.times,
         })
     };
@@ -285,8 +328,10 @@ fn summary(events: &[Event], ended: &Ended, wake: &WakeRecord, path: &Path, took
     serde_json::json!({
         "run": path,
         "base": run.map(|r| &r.base_id),
-        "policy": run.map(|r| &r.policy.info.name),
-        "evaluator": run.map(|r| &r.evaluator.info.name),
+        "policies": run.map(|r| names(&r.policies)),
+        "shadows": run.map(|r| names(&r.shadows)),
+        "evaluators": run.map(|r| names(&r.evaluators)),
+        "reports": ended.reports,
         "parameters": run.map(|r| r.parameters),
         "budget": run.map(|r| r.budget),
         "steps": events.steps().map(step).collect::<Vec<_>>(),
@@ -295,6 +340,31 @@ fn summary(events: &[Event], ended: &Ended, wake: &WakeRecord, path: &Path, took
         "wake": wake,
         "seconds": took.as_secs_f64(),
     })
+}
+
+fn names(plugins: &[PluginRecord]) -> Vec<String> {
+    plugins.iter().map(|p| p.info.name.clone()).collect()
+}
+
+/// Who decides and who judges: `policy energy 1.0.0, evaluators perplexity 1.0.0 and kl 1.0.0`.
+pub fn cast(r: &RunRecord) -> String {
+    let list = |plugins: &[PluginRecord], joint: &str| {
+        let one = |p: &PluginRecord| format!("{} {}", p.info.name, p.info.version);
+        plugins.iter().map(one).collect::<Vec<_>>().join(joint)
+    };
+    let plural = |n: usize| if n == 1 { "" } else { "s" };
+    let mut out = match r.policies.len() {
+        1 => format!("policy {}", list(&r.policies, "")),
+        _ => format!("policies {}", list(&r.policies, " → ")),
+    };
+    if !r.shadows.is_empty() {
+        out += &format!(", in the shadow {}", list(&r.shadows, ", "));
+    }
+    if let Some(f) = &r.fallback {
+        out += &format!(", falling back on {} {}", f.info.name, f.info.version);
+    }
+    out += &format!(", evaluator{} {}", plural(r.evaluators.len()), list(&r.evaluators, ", "));
+    out
 }
 
 fn share(part: u64, whole: u64) -> f64 {

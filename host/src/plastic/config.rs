@@ -9,10 +9,6 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// Policy plugin.
-    pub policy: PathBuf,
-    /// Evaluator plugin.
-    pub evaluator: PathBuf,
     /// Base: id, directory, GGUF file or hub repository.
     pub base: String,
     /// Evaluation text.
@@ -42,19 +38,92 @@ pub struct RunConfig {
     pub parking: Parking,
     /// Failures in a row after which the policy is benched and the run ends.
     pub max_faults: u32,
+    /// What happens where a policy fails.
+    pub on_fault: OnFault,
+    /// Look at the files of the plugins between steps and take changed ones in.
+    pub watch: bool,
+    /// Statistics to keep beside those the policies need, for later counterfactuals.
+    pub record: Vec<String>,
+    /// Policies, in the order in which they decide.
+    #[serde(deserialize_with = "choices")]
+    pub policy: Vec<Choice>,
+    /// Policies that are asked and not obeyed.
+    #[serde(deserialize_with = "choices", skip_serializing_if = "Vec::is_empty")]
+    pub shadow: Vec<Choice>,
+    /// The policy that decides where the others fail.
+    #[serde(deserialize_with = "choices", skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<Choice>,
+    /// Evaluators; all are asked.
+    #[serde(deserialize_with = "choices")]
+    pub evaluator: Vec<Choice>,
     /// What plugins may do and use.
     pub plugins: Rules,
-    /// Options of the policy.
-    pub policy_options: toml::Table,
-    /// Options of the evaluator.
-    pub evaluator_options: toml::Table,
+}
+
+/// A plugin and its options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Choice {
+    /// The file, or a name on the plugin path.
+    pub file: PathBuf,
+    /// What it is told.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub options: toml::Table,
+}
+
+impl Choice {
+    /// A plugin without options.
+    pub fn new(file: impl Into<PathBuf>) -> Choice {
+        Choice { file: file.into(), options: toml::Table::new() }
+    }
+
+    /// What it is called in options of the command line: the file's name without its extension.
+    pub fn stem(&self) -> String {
+        self.file.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned())
+    }
+}
+
+/// One plugin or several, by name or with options.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Chosen {
+    Name(PathBuf),
+    // Before `One`: a list would do for a struct.
+    Many(Vec<Chosen>),
+    One(Choice),
+}
+
+impl Chosen {
+    fn list(self) -> Vec<Choice> {
+        match self {
+            Chosen::Name(file) if file.as_os_str().is_empty() => Vec::new(),
+            Chosen::Name(file) => vec![Choice::new(file)],
+            Chosen::One(choice) => vec![choice],
+            Chosen::Many(list) => list.into_iter().flat_map(Chosen::list).collect(),
+        }
+    }
+}
+
+fn choices<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Choice>, D::Error> {
+    Chosen::deserialize(from).map(Chosen::list)
+}
+
+/// What happens where a policy fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFault {
+    /// The model stays as it is and the policy is asked again at the next step.
+    #[default]
+    Keep,
+    /// The run ends.
+    Stop,
+    /// Another policy decides.
+    Fallback,
 }
 
 impl Default for RunConfig {
     fn default() -> RunConfig {
         RunConfig {
-            policy: PathBuf::new(),
-            evaluator: PathBuf::new(),
             base: crate::model::registry::DEFAULT_BASE.into(),
             data: PathBuf::new(),
             calibration: PathBuf::new(),
@@ -69,9 +138,14 @@ impl Default for RunConfig {
             gradient_windows: 16,
             parking: Parking::EightBit,
             max_faults: 3,
+            on_fault: OnFault::Keep,
+            watch: false,
+            record: Vec::new(),
+            policy: Vec::new(),
+            shadow: Vec::new(),
+            fallback: Vec::new(),
+            evaluator: Vec::new(),
             plugins: Rules::default(),
-            policy_options: toml::Table::new(),
-            evaluator_options: toml::Table::new(),
         }
     }
 }
@@ -154,10 +228,21 @@ mod tests {
     #[test]
     fn options_survive_a_round_trip_and_unknown_ones_are_named() {
         let mut c = RunConfig { steps: 7, layers: vec!["*.q_proj".into()], ..RunConfig::default() };
-        c.policy_options.insert("metric".into(), "plain".into());
+        c.policy = vec![Choice::new("energy"), Choice::new("guardrail")];
+        c.policy[0].options.insert("metric".into(), "plain".into());
         let text = toml::to_string(&c).unwrap();
         assert_eq!(toml::from_str::<RunConfig>(&text).unwrap(), c);
         assert!(toml::from_str::<RunConfig>("stepz = 3").unwrap_err().to_string().contains("stepz"));
+    }
+
+    #[test]
+    fn plugins_are_named_in_many_ways() {
+        let of = |text: &str| toml::from_str::<RunConfig>(text).unwrap().policy;
+        assert_eq!(of("policy = \"energy\""), [Choice::new("energy")]);
+        assert_eq!(of("policy = [\"energy\", { file = \"b.wasm\" }]"), [Choice::new("energy"), Choice::new("b.wasm")]);
+        let one = of("[policy]\nfile = \"energy\"\n[policy.options]\nmetric = \"plain\"");
+        assert_eq!(one[0].options["metric"], toml::Value::from("plain"));
+        assert!(of("policy = \"\"").is_empty());
     }
 
     #[test]

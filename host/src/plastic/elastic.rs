@@ -8,6 +8,7 @@ use super::bank::{Bank, BankError, Parking};
 use super::factor::{self, Metric, SliceMoments};
 use super::moments::Moments;
 use super::state::{Awake, DENSE};
+use super::statistic::Probe;
 use crate::mlx::{self, Array, workers};
 use crate::model::{Error as ModelError, Factors, Model};
 use crate::plugin::contract::{Slice, SliceState};
@@ -297,6 +298,56 @@ impl Elastic {
             Ok(())
         })?;
         Ok(out)
+    }
+
+    /// E‖x‖² at the input of every slice, or E‖g‖² of the loss gradient at its output: one value each.
+    ///
+    /// # Errors
+    /// Without calibration statistics.
+    pub fn traces(&self, moments: Option<&Moments>, output: bool) -> Result<Vec<Vec<f32>>> {
+        let one = |(i, s): (usize, &Slice)| {
+            let position = self.positions[i];
+            let traces = moments.and_then(|m| m.traces(position, &self.model.slices()[position]));
+            let missing = || ElasticError::NoMoments { slice: s.name.clone(), metric: "trace" };
+            let (input, gradient) = traces.ok_or_else(missing)?;
+            Ok(vec![if output { gradient } else { input } as f32])
+        };
+        self.slices.iter().enumerate().map(one).collect()
+    }
+
+    /// What `probe` says of the base, and of the base with each slice in turn alone at a share of its
+    /// components in the fisher metric. The caller restores the running state.
+    ///
+    /// # Errors
+    /// When a slice cannot be decomposed, the probe fails, or on interruption.
+    pub fn each_alone(
+        &mut self,
+        share: f64,
+        moments: Option<&Moments>,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+        probe: &mut Probe,
+    ) -> Result<(Vec<f64>, Vec<Vec<f64>>)> {
+        self.wake_all();
+        let base = probe(&self.model)?;
+        let mut out = Vec::with_capacity(self.slices.len());
+        for i in 0..self.slices.len() {
+            let slice = &self.slices[i];
+            if !progress(i, self.slices.len(), &slice.name) {
+                return Err(ElasticError::Interrupted);
+            }
+            let rank = ((share * f64::from(slice.max_rank)).round() as u32).clamp(1, slice.max_rank);
+            let of = self.moments_of(i, Metric::Fisher, moments)?;
+            let weight = self.model.dense_weight(self.positions[i])?;
+            let components = factor::components(&weight, Metric::Fisher, of.as_ref())
+                .map_err(|source| ElasticError::Factor { slice: slice.name.clone(), source })?;
+            let bank = Bank::new(&components, Metric::Fisher, &Awake::First(rank), Parking::EightBit)?;
+            let factors = bank.factors(&Awake::First(rank))?;
+            self.model.set_factors(self.positions[i], Some(factors));
+            let losses = probe(&self.model);
+            self.model.set_factors(self.positions[i], None);
+            out.push(losses?);
+        }
+        Ok((base, out))
     }
 
     /// Banks that are still only in memory, by slice.

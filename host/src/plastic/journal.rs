@@ -4,16 +4,18 @@
 //! reading: what it told of had not been committed.
 
 use super::bank::BankRecord;
+use super::panel::Opinion;
+use super::policies::Proposal;
 use super::state::Awake;
-use crate::plugin::Origin;
-use crate::plugin::contract::{Info, Plan, Slice, Verdict};
+use crate::plugin::contract::{Info, Plan, Run, Slice, Verdict};
+use crate::plugin::{Fault, Origin};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Version of the record format.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A file the run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,10 +53,18 @@ pub struct RunRecord {
     pub base_id: String,
     /// SHA-256 over the checkpoint.
     pub base_sha256: String,
-    /// The policy.
-    pub policy: PluginRecord,
-    /// The evaluator.
-    pub evaluator: PluginRecord,
+    /// The policies, in the order in which they decide.
+    pub policies: Vec<PluginRecord>,
+    /// Policies that are asked and not obeyed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shadows: Vec<PluginRecord>,
+    /// The policy that decides where the others fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<PluginRecord>,
+    /// The evaluators.
+    pub evaluators: Vec<PluginRecord>,
+    /// The run as policies are told of it.
+    pub told: Run,
     /// Evaluation text.
     pub data: FileRecord,
     /// Calibration text, where a metric needed it.
@@ -106,8 +116,12 @@ pub struct Times {
     pub spectra: f64,
     /// Building the observation.
     pub observe: f64,
-    /// The policy's call.
+    /// Keeping the observation.
+    pub record: f64,
+    /// The policies' calls.
     pub decide: f64,
+    /// The shadows' calls.
+    pub shadow: f64,
     /// Checking the plan.
     pub validate: f64,
     /// Decompositions and factors.
@@ -146,6 +160,18 @@ pub struct StepRecord {
     pub observation_sha256: String,
     /// What the policy answered.
     pub plan: Option<Plan>,
+    /// What each policy of a pipeline proposed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proposals: Vec<Proposal>,
+    /// What the shadows would have done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shadows: Vec<ShadowRecord>,
+    /// How a plugin failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// The fallback decided.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fallback: bool,
     /// How it ended.
     pub fate: Fate,
     /// Why.
@@ -158,8 +184,11 @@ pub struct StepRecord {
     pub ranks_before: Vec<u32>,
     /// Ranks of the candidate.
     pub ranks_after: Vec<u32>,
-    /// What the evaluator said.
+    /// What the evaluators said, together.
     pub verdict: Option<Verdict>,
+    /// What each of several said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub opinions: Vec<Opinion>,
     /// Tokens scored a second, the base and the candidate.
     pub tokens_per_second: Option<[f64; 2]>,
     /// Durations.
@@ -175,9 +204,58 @@ pub struct StepRecord {
     /// SHA-256 of the bank file.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub banks_sha256: String,
-    /// The policy's state after deciding, base 16.
+    /// The policies' states after deciding, base 16: pipeline, shadows, fallback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_states: Vec<String>,
+}
+
+/// What a shadow would have done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShadowRecord {
+    /// Name of the policy.
+    pub policy: String,
+    /// Its plan, where it had one.
+    pub plan: Option<Plan>,
+    /// Why that would not have been applied: a fault of the plugin, or a rule the plan breaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Ranks after its plan, where it could have been applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<u32>,
+    /// Parameters awake after it.
+    pub parameters: u64,
+}
+
+/// Where a plugin stands in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// In the pipeline.
+    Policy,
+    /// A shadow.
+    Shadow,
+    /// The fallback.
+    Fallback,
+    /// An evaluator.
+    Evaluator,
+}
+
+/// The file of a plugin changed while the run went on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SwapRecord {
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// Where it stands.
+    pub role: Role,
+    /// Its place there.
+    pub place: usize,
+    /// The new plugin; none where the old one goes on.
+    pub plugin: Option<PluginRecord>,
+    /// Whether the state of the old one was carried over.
+    pub carried: bool,
+    /// Why the old one goes on, or why its state was not carried over.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub policy_state: String,
+    pub problem: String,
 }
 
 /// Waking everything was tried and compared with the base.
@@ -216,13 +294,21 @@ pub enum Event {
     Resume {
         /// UTC, RFC 3339.
         time: String,
+        /// Steps the run takes at most from now on.
+        #[serde(default)]
+        steps: u32,
     },
+    /// The file of a plugin changed.
+    Swap(Box<SwapRecord>),
     /// The run ended in order.
     End {
         /// UTC, RFC 3339.
         time: String,
         /// Why.
         reason: String,
+        /// What the policies had to say, by name.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        reports: Vec<(String, String)>,
     },
 }
 
@@ -256,6 +342,14 @@ pub enum JournalError {
     /// Written by a newer program.
     #[error("{path}: schema {found} is newer than the {SCHEMA} this program reads; update plastic-host")]
     Schema {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// Written by an older program.
+    #[error("{path}: schema {found} was written by an earlier version and cannot be continued; start a new run")]
+    OldSchema {
         /// The file.
         path: PathBuf,
         /// Its schema.
@@ -348,6 +442,9 @@ impl Journal {
 /// Events, and the length of the file up to the last whole line.
 fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
     let bytes = std::fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
+    if let Some(found) = schema(&bytes).filter(|s| *s < SCHEMA) {
+        return Err(JournalError::OldSchema { path: path.to_owned(), found });
+    }
     let mut events = Vec::new();
     let mut whole = 0;
     for (number, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
@@ -374,6 +471,13 @@ fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
         Some(Event::Run(_)) => Ok((events, whole)),
         _ => Err(JournalError::NoRun { path: path.to_owned() }),
     }
+}
+
+/// The schema in the first line, whatever else is there.
+fn schema(bytes: &[u8]) -> Option<u32> {
+    let first = bytes.split(|b| *b == b'\n').next()?;
+    let line: serde_json::Value = serde_json::from_slice(first).ok()?;
+    u32::try_from(line.get("schema")?.as_u64()?).ok()
 }
 
 /// Whether an event can come after the earlier ones; says what is wrong where it cannot.
@@ -410,8 +514,12 @@ fn follows(event: &Event, earlier: &[Event]) -> std::result::Result<(), String> 
             if !s.banks.iter().all(fits) {
                 return Err(format!("the banks of step {} do not fit the run's slices", s.step));
             }
-            let digits = s.policy_state.bytes().all(|b| b.is_ascii_hexdigit()) && s.policy_state.len() % 2 == 0;
-            if digits { Ok(()) } else { Err(format!("the policy's state of step {} is not in base 16", s.step)) }
+            let digits = |state: &String| state.bytes().all(|b| b.is_ascii_hexdigit()) && state.len().is_multiple_of(2);
+            if s.policy_states.iter().all(digits) {
+                Ok(())
+            } else {
+                Err(format!("the policy's state of step {} is not in base 16", s.step))
+            }
         }
         Event::Undo { to, .. } if *to != 0 && earlier.committed(*to).is_none() => {
             Err(format!("goes back to step {to}, which was not committed"))
@@ -434,6 +542,8 @@ pub trait History {
     fn chain<'a>(&'a self, from: Option<&'a StepRecord>) -> Vec<&'a StepRecord>;
     /// Why the run ended, if nothing happened after its end.
     fn ended(&self) -> Option<&str>;
+    /// The plugin that stands somewhere now, swaps counted in.
+    fn plugin(&self, role: Role, place: usize) -> Option<&PluginRecord>;
 }
 
 impl History for [Event] {
@@ -470,5 +580,19 @@ impl History for [Event] {
     fn ended(&self) -> Option<&str> {
         let last = self.iter().rev().find(|e| !matches!(e, Event::Wake(_) | Event::Undo { .. }))?;
         if let Event::End { reason, .. } = last { Some(reason) } else { None }
+    }
+
+    fn plugin(&self, role: Role, place: usize) -> Option<&PluginRecord> {
+        let swapped = self.iter().rev().find_map(|e| match e {
+            Event::Swap(s) if s.role == role && s.place == place => s.plugin.as_ref(),
+            _ => None,
+        });
+        let begun = self.run().and_then(|r| match role {
+            Role::Policy => r.policies.get(place),
+            Role::Shadow => r.shadows.get(place),
+            Role::Fallback => r.fallback.as_ref(),
+            Role::Evaluator => r.evaluators.get(place),
+        });
+        swapped.or(begun)
     }
 }

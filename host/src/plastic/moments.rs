@@ -94,6 +94,11 @@ fn input_key(s: &SliceMeta) -> String {
     if s.rows <= s.cols { format!("{}.input", s.name) } else { format!("group.{}.input", s.group) }
 }
 
+/// Key of E‖x‖², as a matrix of one entry.
+fn energy_key(s: &SliceMeta) -> String {
+    format!("group.{}.energy", s.group)
+}
+
 fn output_key(s: &SliceMeta) -> String {
     format!("{}.output", s.name)
 }
@@ -125,6 +130,11 @@ impl Tap for Watch<'_> {
                 (false, _) => x.clone(),
             };
             grams.push((key, flat(&seen).and_then(|a| gram(&a)).context("input moments")?));
+        }
+        let key = energy_key(s);
+        if !grams.iter().any(|(k, _)| *k == key) {
+            let energy = x.square().and_then(|x| x.sum(None)).and_then(|sum| sum.reshape(&[1, 1]));
+            grams.push((key, energy.context("input energy")?));
         }
         Ok(y)
     }
@@ -318,6 +328,13 @@ impl Moments {
         })
     }
 
+    /// E‖x‖² at a slice's input and E‖g‖² of the loss gradient at its output, per token.
+    pub fn traces(&self, index: usize, slice: &SliceMeta) -> Option<(f64, f64)> {
+        let energy = self.tensors.get(&energy_key(slice)).cloned().and_then(|a| unpacked(a, 1).ok())?;
+        let input = spectral::to_vec(&energy).ok()?.first().copied()?;
+        Some((input, self.output_mean.get(index)? * f64::from(slice.rows)))
+    }
+
     /// Writes the upper triangles to a safetensors file: to a temporary name, synced, renamed.
     ///
     /// # Errors
@@ -340,7 +357,8 @@ impl Moments {
                 let n = s.rows.min(s.cols) as usize;
                 tensors.get(&k).is_some_and(|t| t.size() == n * (n + 1) / 2)
             };
-            packed(input_key(s)) && packed(output_key(s))
+            let energy = tensors.get(&energy_key(s)).is_some_and(|t| t.size() == 1);
+            energy && packed(input_key(s)) && packed(output_key(s))
         });
         (complete && mean.len() == slices.len()).then_some(Moments { tensors, output_mean: mean })
     }

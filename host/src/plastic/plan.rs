@@ -35,7 +35,8 @@ pub struct Resolved {
 pub enum Refusal {
     /// A statistic the host does not offer, or not in this run.
     #[error(
-        "the statistic {name} is requested, which this run cannot compute; the host offers spectrum:plain, and where a need of the policy calls for calibration text spectrum:input and spectrum:fisher"
+        "the statistic {name} is requested, which this run cannot compute; without calibration text, which a need calls for, there is spectrum:plain only, with it {offered}",
+        offered = super::statistic::OFFERED
     )]
     Request {
         /// Its name.

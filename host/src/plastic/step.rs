@@ -5,14 +5,22 @@
 //! disk, MLX) and an interruption come out as errors, with the model rolled back.
 
 use super::bank::Parking;
+use super::config::OnFault;
 use super::elastic::{Elastic, ElasticError, Factoring, Snapshot};
 use super::factor::Metric;
-use super::journal::{Event, Fate, Footprint, History, Journal, JournalError, StepRecord, Times, WakeRecord};
+use super::journal::{
+    Event, Fate, Footprint, History, Journal, JournalError, PluginRecord, Role, ShadowRecord, StepRecord, SwapRecord,
+    Times, WakeRecord,
+};
 use super::measure::{HostMeasure, ScoreBook};
 use super::moments::Moments;
+use super::panel::{self, Opinion};
 use super::plan::{self, Resolved};
+use super::policies::{Decided, Policies, Seat, Undecided};
+use super::recording::{self, RecordingError};
 use super::rundir::{RunDir, RunError};
 use super::state::DENSE;
+use super::statistic::{OFFERED, Statistic};
 use crate::mlx::{self, Array};
 use crate::model::{Error as ModelError, Tokenizer, hash};
 use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Series, Task, Verdict};
@@ -39,10 +47,14 @@ pub enum StepError {
     /// A plugin failed before the first step.
     #[error(transparent)]
     Plugin(#[from] Fault),
-    /// The policy asks for something this host cannot compute.
-    #[error(
-        "{plugin}: needs {need:?}, which this host does not offer; it offers spectrum:plain, spectrum:input and spectrum:fisher"
-    )]
+    /// What policies were shown cannot be kept.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// The order of the policies makes no sense.
+    #[error("{0}")]
+    Order(String),
+    /// A policy asks for something this host cannot compute.
+    #[error("{plugin}: needs {need:?}, which this host does not offer; it offers {OFFERED}")]
     UnknownNeed {
         /// The policy.
         plugin: String,
@@ -74,6 +86,8 @@ pub trait Watcher {
     fn progress(&mut self, stage: Stage, done: u64, total: u64, detail: &str) -> bool;
     /// A step ended and is in the journal.
     fn step(&mut self, step: &StepRecord);
+    /// The file of a plugin changed.
+    fn swap(&mut self, swap: &SwapRecord);
     /// Whether the run was asked to stop.
     fn interrupted(&self) -> bool;
 }
@@ -102,10 +116,16 @@ fn utc(seconds: u64) -> String {
 pub struct Parts {
     /// The model, on its base weights or in the state to go on from.
     pub elastic: Elastic,
-    /// Configured policy.
-    pub policy: Box<dyn Policy>,
-    /// Configured evaluator.
-    pub evaluator: Box<dyn Evaluator>,
+    /// Configured policies.
+    pub policies: Policies,
+    /// Configured evaluators; at least one.
+    pub evaluators: Vec<Box<dyn Evaluator>>,
+    /// What happens where a policy fails.
+    pub on_fault: OnFault,
+    /// Statistics to keep beside those the policies need.
+    pub record: Vec<String>,
+    /// Looks for changed plugins between steps.
+    pub watch: Option<Box<dyn Watch>>,
     /// Calibration statistics, where the policy's metrics need them.
     pub moments: Option<Moments>,
     /// Text to ids and back.
@@ -124,14 +144,37 @@ pub struct Parts {
     pub max_faults: u32,
 }
 
+/// A plugin whose file changed, ready to take its place: loaded and configured.
+pub enum Fresh {
+    /// A policy.
+    Policy(Box<dyn Policy>),
+    /// An evaluator.
+    Evaluator(Box<dyn Evaluator>),
+}
+
+/// A change that [`Watch`] found.
+pub struct Changed {
+    /// Where the plugin stands.
+    pub role: Role,
+    /// Its place there.
+    pub place: usize,
+    /// The new plugin and its record, or why the old one goes on.
+    pub fresh: std::result::Result<(Fresh, PluginRecord), String>,
+}
+
+/// Looks for plugins whose files changed.
+pub trait Watch {
+    /// What changed since the last look.
+    fn look(&mut self) -> Vec<Changed>;
+}
+
 /// A run in progress.
 pub struct Runner {
     parts: Parts,
     journal: Journal,
     book: ScoreBook,
-    spectra: BTreeMap<Metric, Vec<Vec<f32>>>,
-    /// Statistics of the next observation: the policy's needs, then what its last plan requested.
-    needs: Vec<String>,
+    /// Statistics computed so far, by name, slice by slice.
+    statistics: BTreeMap<String, Vec<Vec<f32>>>,
     metrics: Vec<contract::Metric>,
     last: Option<Outcome>,
     /// Step whose state is current.
@@ -149,6 +192,8 @@ pub struct Ended {
     pub reason: String,
     /// Whether steps failed so often that the policy is not asked again.
     pub benched: bool,
+    /// What the policies had to say, by name.
+    pub reports: Vec<(String, String)>,
 }
 
 impl Runner {
@@ -157,27 +202,18 @@ impl Runner {
     /// # Errors
     /// When the policy refuses the run or needs something the host does not offer.
     pub fn new(mut parts: Parts, journal: Journal) -> Result<Runner> {
-        let mut needs = parts.policy.info().needs.clone();
-        for need in &needs {
-            metric_of(need, &parts.policy.info().name)?;
-        }
-        parts.policy.start(&parts.run, parts.elastic.slices())?;
+        parts.policies.check_order().map_err(StepError::Order)?;
+        check_needs(&parts)?;
+        parts.policies.start(&parts.run, parts.elastic.slices())?;
         let events = journal.events();
         let last_step = events.steps().last().cloned();
         let current = events.current().cloned();
         let next = last_step.as_ref().map_or(1, |s| s.step + 1);
-        // After an undo the policy is as it was after the step whose state is current again.
-        let undone = events.iter().rev().take_while(|e| !matches!(e, Event::Step(_)));
-        let undone = undone.into_iter().any(|e| matches!(e, Event::Undo { .. }));
-        let basis = if undone { &current } else { &last_step };
+        // After an undo the policies are as they were after the step whose state is current again.
+        let basis = if undone(events) { &current } else { &last_step };
         if let Some(s) = basis {
-            let state = from_hex(&s.policy_state);
-            if !state.is_empty() {
-                parts.policy.restore(&state)?;
-            }
+            recall(&mut parts.policies, s)?;
         }
-        let heard = basis.iter().filter(|s| s.fate != Fate::Refused);
-        needs.extend(heard.filter_map(|s| s.plan.as_ref()).flat_map(|p| p.requests.clone()));
         let last = basis.as_ref().map(outcome);
         let judged = events.chain(current.as_ref()).into_iter().find_map(|s| s.verdict.as_ref());
         let metrics = judged.map_or_else(Vec::new, |v| v.metrics.clone());
@@ -188,8 +224,7 @@ impl Runner {
             parts,
             journal,
             book,
-            spectra: BTreeMap::new(),
-            needs,
+            statistics: BTreeMap::new(),
             metrics,
             last,
             parent,
@@ -224,7 +259,12 @@ impl Runner {
                     break format!("the policy stopped: {why}");
                 }
                 let faults = self.failures_in_a_row();
-                if faults >= self.parts.max_faults {
+                if self.parts.on_fault == OnFault::Stop && record.fault.is_some() {
+                    benched = true;
+                    break format!("a plugin failed: {}", record.reason);
+                }
+                // With a fallback the run goes on without the policies that failed.
+                if faults >= self.parts.max_faults && self.parts.policies.fallback.is_none() {
                     benched = true;
                     break format!("{faults} failures in a row, the last: {}", record.reason);
                 }
@@ -235,12 +275,107 @@ impl Runner {
             if watcher.interrupted() {
                 return Err(self.interrupted());
             }
+            self.swap(watcher)?;
             let record = self.step(watcher)?;
             watcher.step(&record);
             last = Some(record);
         };
-        self.journal.append(Event::End { time: now(), reason: reason.clone() })?;
-        Ok(Ended { reason, benched })
+        let reports = self.reports();
+        self.journal.append(Event::End { time: now(), reason: reason.clone(), reports: reports.clone() })?;
+        Ok(Ended { reason, benched, reports })
+    }
+
+    /// What the policies have to say at the end.
+    fn reports(&mut self) -> Vec<(String, String)> {
+        let mut out = Vec::new();
+        for seat in self.parts.policies.seats() {
+            match seat.policy.report() {
+                Ok(text) if text.trim().is_empty() => {}
+                Ok(text) => out.push((seat.name().to_owned(), text)),
+                Err(fault) => tracing::warn!(target: "plugin", "{fault}"),
+            }
+        }
+        out
+    }
+
+    /// Takes in plugins whose files changed; a broken one changes nothing and is told of.
+    fn swap(&mut self, watcher: &mut dyn Watcher) -> Result<()> {
+        let Some(mut watch) = self.parts.watch.take() else { return Ok(()) };
+        for changed in watch.look() {
+            let (role, place) = (changed.role, changed.place);
+            let mut record =
+                SwapRecord { time: now(), role, place, plugin: None, carried: false, problem: String::new() };
+            match changed.fresh {
+                Err(problem) => record.problem = problem,
+                Ok((Fresh::Evaluator(e), plugin)) => {
+                    if let Some(seat) = self.parts.evaluators.get_mut(place) {
+                        *seat = e;
+                        record.plugin = Some(plugin);
+                    }
+                }
+                Ok((Fresh::Policy(p), plugin)) => match self.seat_policy(role, place, p) {
+                    Ok((carried, problem)) => {
+                        (record.carried, record.problem) = (carried, problem);
+                        record.plugin = Some(plugin);
+                    }
+                    Err(problem) => record.problem = problem,
+                },
+            }
+            self.journal.append(Event::Swap(Box::new(record.clone())))?;
+            watcher.swap(&record);
+        }
+        self.parts.watch = Some(watch);
+        Ok(())
+    }
+
+    /// Puts a new policy in a seat, with the state of the old one where both are of one major version.
+    ///
+    /// # Errors
+    /// Why the old one keeps the seat.
+    fn seat_policy(
+        &mut self,
+        role: Role,
+        place: usize,
+        mut new: Box<dyn Policy>,
+    ) -> std::result::Result<(bool, String), String> {
+        if let Some(need) = unmet(&new.info().needs, self.parts.moments.is_some()) {
+            return Err(format!("{}: needs {need}, which this run cannot compute", new.info().name));
+        }
+        let policies = &mut self.parts.policies;
+        let seat = match role {
+            Role::Policy => policies.line.get_mut(place),
+            Role::Shadow => policies.shadows.get_mut(place),
+            Role::Fallback => policies.fallback.as_mut(),
+            Role::Evaluator => None,
+        };
+        let seat = seat.ok_or("there is no such seat")?;
+        new.start(&self.parts.run, self.parts.elastic.slices()).map_err(|f| f.to_string())?;
+        let major = |v: &str| v.split('.').next().unwrap_or_default().to_owned();
+        let (old_version, new_version) = (seat.policy.info().version.clone(), new.info().version.clone());
+        let (mut carried, mut problem) = (false, String::new());
+        if major(&old_version) != major(&new_version) {
+            problem = format!("its state stays behind: version {old_version} is now {new_version}");
+        } else {
+            let state = seat.policy.snapshot().unwrap_or_default();
+            match new.restore(&state) {
+                Ok(()) => carried = true,
+                Err(fault) => {
+                    problem = format!("its state stays behind: {fault}");
+                    // A half-restored policy begins again.
+                    new.start(&self.parts.run, self.parts.elastic.slices()).map_err(|f| f.to_string())?;
+                }
+            }
+        }
+        let name = new.info().name.clone();
+        let old = std::mem::replace(seat, Seat::new(new));
+        if let Err(why) = self.parts.policies.check_order() {
+            // Only its order in the line can be wrong.
+            if let Some(seat) = self.parts.policies.line.get_mut(place) {
+                *seat = old;
+            }
+            return Err(format!("{name}: {why}"));
+        }
+        Ok((carried, problem))
     }
 
     /// The last step, where nothing was done about it yet.
@@ -269,31 +404,39 @@ impl Runner {
     fn try_step(&mut self, before: &Snapshot, watcher: &mut dyn Watcher) -> Result<StepRecord> {
         let begun = Instant::now();
         let mut clock = Clock::default();
-        clock.time(|t| &mut t.spectra, || self.decompose(watcher))?;
-        let observation = clock.time(|t| &mut t.observe, || self.observe())?;
-        let mut record = self.blank_record(digest(&observation));
-        let decided = clock.time(|t| &mut t.decide, || self.parts.policy.decide(&observation));
+        let mut needs = self.parts.policies.needs();
+        needs.extend(self.parts.record.iter().filter(|n| !self.parts.policies.needs().contains(n)).cloned());
+        clock.time(|t| &mut t.spectra, || self.compute(&needs, watcher))?;
+        let observation = clock.time(|t| &mut t.observe, || self.observe(&needs));
+        let kept = clock
+            .time(|t| &mut t.record, || recording::write(self.parts.dir.path(), self.next, &needs, &observation))?;
+        let mut record = self.blank_record(kept);
+        let decided = clock.time(|t| &mut t.decide, || self.decide(&observation, &needs, &mut record));
+        record.shadows = clock.time(|t| &mut t.shadow, || self.shadow(&observation, &needs));
+        let mut heard = None;
         match decided {
-            Err(fault) => {
-                self.needs = self.parts.policy.info().needs.clone();
-                self.fail(&mut record, Fate::Failed, fault.to_string());
+            Err(Undecided::Fault(fault)) => self.fault(&mut record, fault),
+            Err(Undecided::Refused { policy, refusal, plan }) => {
+                self.fail(&mut record, Fate::Refused, format!("{policy}: {refusal}"));
+                record.plan = Some(*plan);
             }
-            Ok(plan) => {
-                let resolved = clock.time(|t| &mut t.validate, || self.resolve(&plan, &observation));
+            Ok(decided) => {
+                let plan = &decided.plan;
+                let resolved = clock.time(|t| &mut t.validate, || self.resolve(plan, &observation));
                 let resolved = resolved.and_then(|r| self.check_requests(&plan.requests).map(|()| r));
-                let mut needs = self.parts.policy.info().needs.clone();
+                record.plan = Some(decided.plan.clone());
+                record.proposals = decided.proposals.clone();
                 match resolved {
                     Err(refusal) => self.fail(&mut record, Fate::Refused, refusal.to_string()),
                     Ok(r) => {
-                        self.try_plan(&plan, r, before, &mut record, &mut clock, watcher)?;
-                        needs.extend(plan.requests.iter().cloned());
+                        self.try_plan(decided.metric, r, before, &mut record, &mut clock, watcher)?;
+                        heard = Some(decided);
                     }
                 }
-                self.needs = needs;
-                record.plan = Some(plan);
             }
         }
-        record.policy_state = self.parts.policy.snapshot().map(|s| hash::hex(&s)).unwrap_or_default();
+        self.parts.policies.hear(heard.as_ref(), record.fallback);
+        record.policy_states = self.parts.policies.snapshots().iter().map(|s| hash::hex(s)).collect();
         record.times = clock.0;
         record.times.total = begun.elapsed().as_secs_f64();
         self.journal.append(Event::Step(Box::new(record.clone())))?;
@@ -310,6 +453,63 @@ impl Runner {
         Ok(record)
     }
 
+    /// Asks the pipeline, or the fallback where the pipeline fails or failed too often.
+    fn decide(
+        &mut self,
+        observation: &Observation,
+        needs: &[String],
+        record: &mut StepRecord,
+    ) -> std::result::Result<Decided, Undecided> {
+        let benched = self.failures_in_a_row() >= self.parts.max_faults && self.parts.policies.fallback.is_some();
+        let fault = match benched {
+            true => None,
+            false => {
+                let (slices, subjects) = (self.parts.elastic.slices(), self.parts.elastic.subjects());
+                let budget = self.parts.run.budget;
+                let resolve = |plan: &Plan| plan::resolve(plan, slices, &subjects, budget, &spectra_of(observation));
+                match self.parts.policies.decide(observation, needs, &resolve) {
+                    Err(Undecided::Fault(fault)) => Some(fault),
+                    other => return other,
+                }
+            }
+        };
+        record.fault = fault.clone();
+        match (self.parts.policies.decide_fallback(observation, needs), fault) {
+            (Some(Ok(decided)), _) => {
+                record.fallback = true;
+                Ok(decided)
+            }
+            (Some(Err(fault)), _) | (None, Some(fault)) => Err(Undecided::Fault(fault)),
+            (None, None) => Err(Undecided::Fault(Policies::nobody())),
+        }
+    }
+
+    /// What the shadows would have done.
+    fn shadow(&mut self, observation: &Observation, needs: &[String]) -> Vec<ShadowRecord> {
+        let plans = self.parts.policies.shadow(observation, needs);
+        let record = |(policy, plan): (String, std::result::Result<Plan, Fault>)| {
+            let parameters = self.parts.elastic.parameters();
+            let blank = ShadowRecord { policy, plan: None, problem: None, ranks: Vec::new(), parameters };
+            let plan = match plan {
+                Ok(plan) => plan,
+                Err(fault) => return ShadowRecord { problem: Some(fault.to_string()), ..blank },
+            };
+            match self.resolve(&plan, observation) {
+                Err(refusal) => ShadowRecord { plan: Some(plan), problem: Some(refusal.to_string()), ..blank },
+                Ok(r) => {
+                    let ranks = r.awake.iter().zip(self.parts.elastic.slices()).map(|(a, s)| a.rank(s.max_rank));
+                    ShadowRecord { plan: Some(plan), ranks: ranks.collect(), parameters: r.parameters, ..blank }
+                }
+            }
+        };
+        plans.into_iter().map(record).collect()
+    }
+
+    fn fault(&self, record: &mut StepRecord, fault: Fault) {
+        self.fail(record, Fate::Failed, fault.to_string());
+        record.fault = Some(fault);
+    }
+
     fn blank_record(&self, observation_sha256: String) -> StepRecord {
         let (footprint, ranks) = (self.footprint(), self.ranks());
         StepRecord {
@@ -318,6 +518,10 @@ impl Runner {
             time: now(),
             observation_sha256,
             plan: None,
+            proposals: Vec::new(),
+            shadows: Vec::new(),
+            fault: None,
+            fallback: false,
             fate: Fate::Held,
             reason: String::new(),
             before: footprint,
@@ -325,13 +529,14 @@ impl Runner {
             ranks_before: ranks.clone(),
             ranks_after: ranks,
             verdict: None,
+            opinions: Vec::new(),
             tokens_per_second: None,
             times: Times::default(),
             state: None,
             frozen: Vec::new(),
             banks: Vec::new(),
             banks_sha256: String::new(),
-            policy_state: String::new(),
+            policy_states: Vec::new(),
         }
     }
 
@@ -343,14 +548,13 @@ impl Runner {
     /// Applies a resolved plan, has it judged, and commits it or rolls it back.
     fn try_plan(
         &mut self,
-        plan: &Plan,
+        metric: Metric,
         resolved: Resolved,
         before: &Snapshot,
         record: &mut StepRecord,
         clock: &mut Clock,
         watcher: &mut dyn Watcher,
     ) -> Result<()> {
-        let metric = self.metric_of_plan(plan)?;
         let how = Factoring { metric: Some(metric), moments: self.parts.moments.as_ref(), parking: self.parts.parking };
         let elastic = &mut self.parts.elastic;
         clock.time(
@@ -387,9 +591,10 @@ impl Runner {
         match judged {
             Err(fault) => {
                 self.parts.elastic.restore(before);
-                self.fail(record, Fate::Failed, fault.to_string());
+                self.fault(record, fault);
             }
-            Ok(verdict) => {
+            Ok((verdict, opinions)) => {
+                record.opinions = opinions;
                 record.reason = verdict.reason.clone();
                 let accepted = verdict.decision == Decision::Accept;
                 record.verdict = Some(verdict);
@@ -406,33 +611,18 @@ impl Runner {
         Ok(())
     }
 
-    /// The metric that orders the components a plan speaks of: the threshold's, else the first need.
-    fn metric_of_plan(&self, plan: &Plan) -> Result<Metric> {
-        let name = &self.parts.policy.info().name;
-        let need = plan.threshold.as_ref().map_or(0, |t| t.need as usize);
-        match self.needs.get(need).or_else(|| self.needs.first()) {
-            Some(need) => metric_of(need, name),
-            None => Ok(Metric::Plain),
-        }
-    }
-
     /// Whether the statistics a plan asks for can be had.
     fn check_requests(&self, requests: &[String]) -> std::result::Result<(), plan::Refusal> {
-        let unfit =
-            |name: &&String| Metric::from_need(name).is_none_or(|m| m.needs_moments() && self.parts.moments.is_none());
-        match requests.iter().find(unfit) {
-            Some(name) => Err(plan::Refusal::Request { name: name.clone() }),
+        match unmet(requests, self.parts.moments.is_some()) {
+            Some(name) => Err(plan::Refusal::Request { name: name.to_owned() }),
             None => Ok(()),
         }
     }
 
     fn resolve(&self, plan: &Plan, observation: &Observation) -> std::result::Result<Resolved, plan::Refusal> {
-        let find = |slice: u32, need: u32| {
-            let s = observation.series.iter().find(|s| s.slice == slice && s.need == need)?;
-            observation.values.get(s.offset as usize..(s.offset + s.len) as usize)
-        };
         let subjects = self.parts.elastic.subjects();
-        plan::resolve(plan, self.parts.elastic.slices(), &subjects, self.parts.run.budget, &find)
+        let budget = self.parts.run.budget;
+        plan::resolve(plan, self.parts.elastic.slices(), &subjects, budget, &spectra_of(observation))
     }
 
     fn judge(
@@ -441,7 +631,7 @@ impl Runner {
         current: &Snapshot,
         candidate: &Snapshot,
         watcher: &mut dyn Watcher,
-    ) -> std::result::Result<Verdict, Fault> {
+    ) -> std::result::Result<(Verdict, Vec<Opinion>), Fault> {
         self.book.begin();
         let mut tell = |done: u64, total: u64| watcher.progress(Stage::Evaluate, done, total, "");
         let mut measure = HostMeasure {
@@ -455,32 +645,32 @@ impl Runner {
             progress: &mut tell,
         };
         let task = Task { step, seed: self.parts.run.seed, attributes: Vec::new() };
-        self.parts.evaluator.evaluate(&task, &mut measure)
+        panel::judge(&mut self.parts.evaluators, &task, &mut measure)
     }
 
-    /// Computes the spectra the policy needs, once a run: the base does not change.
-    fn decompose(&mut self, watcher: &mut dyn Watcher) -> Result<()> {
-        let name = self.parts.policy.info().name.clone();
-        for wanted in &self.needs {
-            let metric = metric_of(wanted, &name)?;
-            if self.spectra.contains_key(&metric) {
+    /// Computes what is needed and not yet there, once a run: the base does not change.
+    fn compute(&mut self, needs: &[String], watcher: &mut dyn Watcher) -> Result<()> {
+        for name in needs {
+            if self.statistics.contains_key(name) {
                 continue;
             }
+            let plugin = || self.parts.policies.infos().first().map_or_else(String::new, |i| i.name.clone());
+            let statistic = Statistic::parse(name)
+                .ok_or_else(|| StepError::UnknownNeed { plugin: plugin(), need: name.clone() })?;
             let mut tell =
                 |done: usize, total: usize, s: &str| watcher.progress(Stage::Spectra, done as u64, total as u64, s);
-            let computed = self.parts.elastic.spectra(metric, self.parts.moments.as_ref(), &mut tell)?;
-            self.spectra.insert(metric, computed);
+            let Parts { elastic, moments, windows, .. } = &mut self.parts;
+            let computed = statistic.compute(elastic, moments.as_ref(), windows, &mut tell)?;
+            self.statistics.insert(name.clone(), computed);
         }
         Ok(())
     }
 
-    /// What the policy is told.
-    fn observe(&self) -> Result<Observation> {
-        let name = &self.parts.policy.info().name;
+    /// What the policies are told.
+    fn observe(&self, needs: &[String]) -> Observation {
         let (mut series, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
-        for (need, wanted) in self.needs.iter().enumerate() {
-            let metric = metric_of(wanted, name)?;
-            for (i, s) in self.spectra.get(&metric).into_iter().flatten().enumerate() {
+        for (need, name) in needs.iter().enumerate() {
+            for (i, s) in self.statistics.get(name).into_iter().flatten().enumerate() {
                 series.push(Series {
                     slice: i as u32,
                     need: need as u32,
@@ -497,7 +687,7 @@ impl Runner {
                 asleep.extend((0..s.len).map(|c| u8::from(awake.binary_search(&c).is_err())));
             }
         }
-        Ok(Observation {
+        Observation {
             step: self.next,
             awake: self.parts.elastic.parameters(),
             slices: self.states(),
@@ -508,7 +698,7 @@ impl Runner {
             last: self.last.clone(),
             proposed: None,
             attributes: Vec::new(),
-        })
+        }
     }
 
     /// The slices' states, with the steps since each changed.
@@ -525,8 +715,10 @@ impl Runner {
         let mut count = 0;
         for event in self.journal.events().iter().rev() {
             match event {
-                Event::Step(s) if matches!(s.fate, Fate::Failed | Fate::Refused) => count += 1,
-                Event::Step(_) | Event::End { .. } | Event::Undo { .. } => break,
+                Event::Step(s) if s.fallback && s.fault.is_none() => {}
+                Event::Step(s) if s.fault.is_some() || s.fate == Fate::Refused => count += 1,
+                // A new plugin gets a new chance.
+                Event::Step(_) | Event::End { .. } | Event::Undo { .. } | Event::Swap(_) => break,
                 Event::Run(_) | Event::Resume { .. } | Event::Wake(_) => {}
             }
         }
@@ -626,11 +818,51 @@ impl Clock {
     }
 }
 
-fn metric_of(need: &str, plugin: &str) -> Result<Metric> {
-    Metric::from_need(need).ok_or_else(|| StepError::UnknownNeed { plugin: plugin.to_owned(), need: need.to_owned() })
+/// Whether the run went back since its last step.
+pub(super) fn undone(events: &[Event]) -> bool {
+    let after = events.iter().rev().take_while(|e| !matches!(e, Event::Step(_)));
+    after.into_iter().any(|e| matches!(e, Event::Undo { .. }))
 }
 
-fn outcome(s: &StepRecord) -> Outcome {
+/// Gives policies that have been started the states and requests they had after a step.
+fn recall(policies: &mut Policies, s: &StepRecord) -> std::result::Result<(), Fault> {
+    let states: Vec<Vec<u8>> = s.policy_states.iter().map(|hex| from_hex(hex)).collect();
+    policies.restore(&states)?;
+    if s.fate != Fate::Refused {
+        let decided =
+            s.plan.clone().map(|plan| Decided { plan, proposals: s.proposals.clone(), metric: Metric::Plain });
+        policies.hear(decided.as_ref(), s.fallback);
+    }
+    for (seat, shadow) in policies.shadows.iter_mut().zip(&s.shadows) {
+        seat.hear(shadow.plan.as_ref());
+    }
+    Ok(())
+}
+
+/// The first of some statistics that this run cannot compute.
+fn unmet(names: &[String], has_moments: bool) -> Option<&str> {
+    let can = |name: &str| Statistic::parse(name).is_some_and(|s| has_moments || !s.needs_moments());
+    names.iter().map(String::as_str).find(|name| !can(name))
+}
+
+fn check_needs(parts: &Parts) -> Result<()> {
+    for info in parts.policies.infos() {
+        if let Some(need) = info.needs.iter().find(|n| Statistic::parse(n).is_none()) {
+            return Err(StepError::UnknownNeed { plugin: info.name.clone(), need: need.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Finds a statistic of a slice in an observation.
+pub(super) fn spectra_of<'a>(observation: &'a Observation) -> impl Fn(u32, u32) -> Option<&'a [f32]> {
+    |slice, need| {
+        let s = observation.series.iter().find(|s| s.slice == slice && s.need == need)?;
+        observation.values.get(s.offset as usize..(s.offset + s.len) as usize)
+    }
+}
+
+pub(super) fn outcome(s: &StepRecord) -> Outcome {
     let measured = |v: &Verdict| v.metrics.iter().find(|m| m.name == "loss-increase").map(|m| m.value);
     Outcome {
         step: s.step,
@@ -640,17 +872,6 @@ fn outcome(s: &StepRecord) -> Outcome {
         measured: s.verdict.as_ref().and_then(measured),
         metrics: s.verdict.as_ref().map_or_else(Vec::new, |v| v.metrics.clone()),
     }
-}
-
-/// SHA-256 of an observation: of its values as bytes and of the rest as JSON.
-fn digest(o: &Observation) -> String {
-    let mut sha = Sha256::new();
-    for v in &o.values {
-        sha.update(v.to_le_bytes());
-    }
-    let rest = Observation { values: Vec::new(), ..o.clone() };
-    sha.update(serde_json::to_vec(&rest).unwrap_or_default());
-    hash::hex(&sha.finalize())
 }
 
 /// Bytes from base 16; whatever is no pair of digits ends the reading.

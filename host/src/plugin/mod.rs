@@ -49,7 +49,7 @@ pub struct Origin {
 }
 
 /// How a plugin failed. The message names the plugin and the remedy.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[error("{plugin}: {class}: {message}")]
 pub struct Fault {
     /// Name or path of the plugin.

@@ -1,0 +1,90 @@
+//! Looks at the files of a run's plugins between steps and loads those that changed.
+
+use super::session::{json, plugin_record};
+use crate::model::hash;
+use crate::plastic::config::{Choice, RunConfig};
+use crate::plastic::journal::{PluginRecord, Role};
+use crate::plastic::step::{Changed, Fresh, Watch};
+use crate::plugin::Loader;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// The plugins of a run.
+pub struct Watched {
+    loader: Loader,
+    files: Vec<File>,
+}
+
+/// One plugin file as it was last seen.
+struct File {
+    role: Role,
+    place: usize,
+    choice: Choice,
+    stamp: Option<(SystemTime, u64)>,
+    sha256: Option<String>,
+}
+
+impl Watched {
+    /// Remembers the files as they are now.
+    pub fn new(config: &RunConfig, loader: Loader) -> Watched {
+        let roles = [
+            (Role::Policy, &config.policy),
+            (Role::Shadow, &config.shadow),
+            (Role::Fallback, &config.fallback),
+            (Role::Evaluator, &config.evaluator),
+        ];
+        let of = |(role, choices): (Role, &Vec<Choice>)| -> Vec<File> {
+            let file = |(place, choice): (usize, &Choice)| {
+                let (stamp, sha256) = (stamp(&choice.file), content(&choice.file));
+                File { role, place, choice: choice.clone(), stamp, sha256 }
+            };
+            choices.iter().enumerate().map(file).collect()
+        };
+        Watched { loader, files: roles.into_iter().flat_map(of).collect() }
+    }
+}
+
+impl Watch for Watched {
+    fn look(&mut self) -> Vec<Changed> {
+        let mut out = Vec::new();
+        for file in &mut self.files {
+            let stamp = stamp(&file.choice.file);
+            // A file that is being replaced is looked at again at the next step.
+            if stamp.is_none() || stamp == file.stamp {
+                continue;
+            }
+            file.stamp = stamp;
+            let sha256 = content(&file.choice.file);
+            if sha256.is_none() || sha256 == file.sha256 {
+                continue;
+            }
+            file.sha256 = sha256;
+            let fresh = load(&self.loader, file.role, &file.choice).map_err(|e| format!("{e:#}"));
+            out.push(Changed { role: file.role, place: file.place, fresh });
+        }
+        out
+    }
+}
+
+fn load(loader: &Loader, role: Role, choice: &Choice) -> anyhow::Result<(Fresh, PluginRecord)> {
+    let options = json(&choice.options)?;
+    if role == Role::Evaluator {
+        let mut e = loader.evaluator(&choice.file)?;
+        e.configure(&options)?;
+        let record = plugin_record(e.origin(), e.info(), &choice.options);
+        return Ok((Fresh::Evaluator(e), record));
+    }
+    let mut p = loader.policy(&choice.file)?;
+    p.configure(&options)?;
+    let record = plugin_record(p.origin(), p.info(), &choice.options);
+    Ok((Fresh::Policy(p), record))
+}
+
+fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
+    let meta = std::fs::metadata(file).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
+}
+
+fn content(file: &Path) -> Option<String> {
+    std::fs::read(file).ok().map(|bytes| hash::sha256(&bytes))
+}
