@@ -300,6 +300,82 @@ pub fn decide_recorded<P: RankPolicy>(
     Ok(adapter.decide(seen)?.0)
 }
 
+/// What the policies of a real run saw, as `plastic-host plugin record` writes it.
+#[derive(serde::Deserialize)]
+pub struct Recording {
+    run: Run,
+    slices: Vec<Slice>,
+    values: HashMap<String, Vec<f32>>,
+    steps: Vec<RecordedStep>,
+}
+
+#[derive(serde::Deserialize)]
+struct RecordedStep {
+    needs: Vec<String>,
+    values_sha256: String,
+    observation: Recorded,
+}
+
+impl Recording {
+    /// Reads a recording.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn read(json: &str) -> Result<Recording, String> {
+        serde_json::from_str(json).map_err(|e| format!("recording: {e}"))
+    }
+
+    /// Number of steps.
+    pub fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// What a policy with these options answers at every step.
+    ///
+    /// # Errors
+    /// The policy's own, or a statistic it needs was not recorded.
+    pub fn decide<P: RankPolicy>(&self, options: &str) -> Result<Vec<Plan>, String> {
+        let mut adapter = PolicyAdapter::<P>::new();
+        adapter.configure(options)?;
+        adapter.start(self.run.clone(), self.slices.clone())?;
+        let mut plans = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let values = self.values.get(&step.values_sha256).ok_or("the recording lacks statistics")?;
+            let seen = step.seen(values, adapter.upcoming())?;
+            plans.push(adapter.decide(seen)?.0);
+        }
+        Ok(plans)
+    }
+}
+
+impl RecordedStep {
+    /// The observation with the statistics in `wanted`, numbered by their place there.
+    fn seen(&self, values: &[f32], wanted: &[String]) -> Result<Observation, String> {
+        let r = &self.observation;
+        let mut seen = Observation {
+            step: r.step,
+            awake: r.awake,
+            metrics: r.metrics.clone(),
+            last: r.last.clone(),
+            attributes: r.attributes.clone(),
+            states: r.slices.clone(),
+            ..Observation::default()
+        };
+        for (need, name) in wanted.iter().enumerate() {
+            let place = self.needs.iter().position(|n| n == name);
+            let place = place.ok_or_else(|| format!("{name} was not recorded; record a run with --record {name}"))?;
+            for s in r.series.iter().filter(|s| s.need as usize == place) {
+                let range = s.offset as usize..(s.offset as usize).saturating_add(s.len as usize);
+                let offset = seen.values.len() as u32;
+                seen.series.push(Series { need: need as u32, offset, ..*s });
+                seen.values.extend_from_slice(values.get(range.clone()).ok_or("the recording lacks statistics")?);
+                seen.asleep.extend_from_slice(r.asleep.get(range).unwrap_or_default());
+            }
+        }
+        Ok(seen)
+    }
+}
+
 /// A pretend host for evaluators: answers with prepared scores and remembers what it was asked.
 #[derive(Default)]
 pub struct FakeMeasure {

@@ -11,6 +11,7 @@ macro_rules! note {
     ($($text:tt)*) => { $crate::cli::ui::write_note(format_args!($($text)*)) };
 }
 
+mod again;
 mod base;
 mod completions;
 mod doctor;

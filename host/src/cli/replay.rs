@@ -1,6 +1,7 @@
 //! `plastic-host replay`: what happened in a run, from its journal alone.
 
 use super::Global;
+use super::rules::RuleArgs;
 use super::show::{cast, millions};
 use crate::plastic::journal::{Event, Fate, History, Journal, StepRecord};
 use crate::plastic::rundir::RunError;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 /// Options of `replay`.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Examples:\n  plastic-host replay runs/small\n  plastic-host replay runs/small --step 2     every slice that step changed, and why\n  plastic-host replay runs/small --json | jq .steps[0].verdict"
+    after_help = "Examples:\n  plastic-host replay runs/small\n  plastic-host replay runs/small --step 2     every slice that step changed, and why\n  plastic-host replay runs/small --json | jq .steps[0].verdict\n  plastic-host replay runs/small --policy water-fill     what another policy would have done at each step\n  plastic-host replay runs/small --policy energy         the same policy again: every plan must be identical"
 )]
 pub struct ReplayArgs {
     /// Directory of the run
@@ -20,6 +21,14 @@ pub struct ReplayArgs {
     /// Show the slices one step changed
     #[arg(long)]
     pub step: Option<u32>,
+    /// Make the decisions again with this policy, from what was recorded; given again, a pipeline
+    #[arg(long, short, value_name = "FILE")]
+    pub policy: Vec<PathBuf>,
+    /// Option of the policy, `name=value`; the options of the run where it is the run's own policy and none is given
+    #[arg(long, value_name = "NAME=VALUE", requires = "policy")]
+    pub policy_opt: Vec<String>,
+    #[command(flatten)]
+    pub rules: RuleArgs,
 }
 
 /// Shows a run.
@@ -30,6 +39,9 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
     }
     let events = Journal::read(&path)?;
     let record = events.run().ok_or_else(|| anyhow::anyhow!("{}: no run", path.display()))?;
+    if !args.policy.is_empty() {
+        return super::again::run(args, &events, record, g);
+    }
     if let Some(number) = args.step {
         let step = events
             .steps()

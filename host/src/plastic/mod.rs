@@ -11,6 +11,7 @@
 
 pub mod bank;
 pub mod config;
+pub mod counterfactual;
 pub mod elastic;
 pub mod factor;
 pub mod files;
@@ -20,6 +21,7 @@ pub mod moments;
 pub mod panel;
 pub mod plan;
 pub mod policies;
+pub mod portable;
 pub mod recording;
 pub mod rundir;
 pub mod state;

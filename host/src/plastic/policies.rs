@@ -181,7 +181,9 @@ impl Policies {
             }
             let resolved = match resolve(&plan) {
                 Ok(resolved) => resolved,
-                Err(refusal) => return Err(Undecided::Refused { policy: seat.name().to_owned(), refusal, plan: Box::new(plan) }),
+                Err(refusal) => {
+                    return Err(Undecided::Refused { policy: seat.name().to_owned(), refusal, plan: Box::new(plan) });
+                }
             };
             seen.to_mut().proposed = Some(as_ranks(&plan, &resolved, order));
             proposals.push(Proposal { policy: seat.name().to_owned(), plan });

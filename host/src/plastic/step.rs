@@ -206,13 +206,13 @@ impl Runner {
         check_needs(&parts)?;
         parts.policies.start(&parts.run, parts.elastic.slices())?;
         let events = journal.events();
-        let last_step = events.steps().last().cloned();
         let current = events.current().cloned();
-        let next = last_step.as_ref().map_or(1, |s| s.step + 1);
-        // After an undo the policies are as they were after the step whose state is current again.
-        let basis = if undone(events) { &current } else { &last_step };
-        if let Some(s) = basis {
-            recall(&mut parts.policies, s)?;
+        let next = events.steps().last().map_or(1, |s| s.step + 1);
+        let basis = outcome_basis(events).cloned();
+        if let Some(s) = &basis {
+            let states: Vec<Vec<u8>> = s.policy_states.iter().map(|hex| from_hex(hex)).collect();
+            parts.policies.restore(&states)?;
+            recall_requests(&mut parts.policies, s, s.plan.clone());
         }
         let last = basis.as_ref().map(outcome);
         let judged = events.chain(current.as_ref()).into_iter().find_map(|s| s.verdict.as_ref());
@@ -818,25 +818,24 @@ impl Clock {
     }
 }
 
-/// Whether the run went back since its last step.
-pub(super) fn undone(events: &[Event]) -> bool {
-    let after = events.iter().rev().take_while(|e| !matches!(e, Event::Step(_)));
-    after.into_iter().any(|e| matches!(e, Event::Undo { .. }))
+/// The step whose outcome the policies are told next: the last one, or after an undo the one whose
+/// state is current again.
+pub(super) fn outcome_basis(events: &[Event]) -> Option<&StepRecord> {
+    let mut after = events.iter().rev().take_while(|e| !matches!(e, Event::Step(_)));
+    let undone = after.any(|e| matches!(e, Event::Undo { .. }));
+    if undone { events.current() } else { events.steps().last() }
 }
 
-/// Gives policies that have been started the states and requests they had after a step.
-fn recall(policies: &mut Policies, s: &StepRecord) -> std::result::Result<(), Fault> {
-    let states: Vec<Vec<u8>> = s.policy_states.iter().map(|hex| from_hex(hex)).collect();
-    policies.restore(&states)?;
+/// Gives policies that have been restored to a step the requests of their plans there; `plan` is the
+/// last word of the pipeline.
+pub(super) fn recall_requests(policies: &mut Policies, s: &StepRecord, plan: Option<Plan>) {
     if s.fate != Fate::Refused {
-        let decided =
-            s.plan.clone().map(|plan| Decided { plan, proposals: s.proposals.clone(), metric: Metric::Plain });
+        let decided = plan.map(|plan| Decided { plan, proposals: s.proposals.clone(), metric: Metric::Plain });
         policies.hear(decided.as_ref(), s.fallback);
     }
     for (seat, shadow) in policies.shadows.iter_mut().zip(&s.shadows) {
         seat.hear(shadow.plan.as_ref());
     }
-    Ok(())
 }
 
 /// The first of some statistics that this run cannot compute.

@@ -2,6 +2,8 @@
 
 mod build;
 mod inspect;
+mod record;
+mod replay;
 
 use super::Global;
 use std::process::ExitCode;
@@ -19,6 +21,10 @@ enum Verb {
     Build(build::BuildArgs),
     /// Show what a plugin is, what it needs and which options it takes
     Inspect(inspect::InspectArgs),
+    /// Keep what the policies of a run saw, as one file
+    Record(record::RecordArgs),
+    /// Put a policy to work on a recording, without a model
+    Replay(replay::ReplayArgs),
 }
 
 /// Runs the verb.
@@ -26,6 +32,8 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Build(a) => build::run(a, g),
         Verb::Inspect(a) => inspect::run(a, g),
+        Verb::Record(a) => record::run(a, g),
+        Verb::Replay(a) => replay::run(a, g),
     }
 }
 
