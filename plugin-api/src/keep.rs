@@ -1,7 +1,7 @@
 //! What becomes of a slice, what that costs and loses, and how it gets into a plan.
 
 use crate::observation::{Observation, SliceView};
-use crate::plan::Plan;
+use crate::plan::{Change, Plan};
 use crate::spectrum;
 
 /// What becomes of a slice.
@@ -47,6 +47,22 @@ pub fn break_even(slice: SliceView<'_>) -> usize {
 /// The components awake; of a dense slice, as many as cost what it costs.
 pub fn rank_now(slice: SliceView<'_>) -> usize {
     if slice.is_dense() { break_even(slice) } else { slice.awake() }
+}
+
+/// What a plan makes of a slice, as far as ranks go; a slice it does not name stays as it is.
+pub fn proposed(plan: &Plan, slice: SliceView<'_>) -> Keep {
+    let action = plan.actions.iter().rev().find(|a| a.slice == slice.into());
+    let now = slice.awake();
+    let rank = match action.map(|a| &a.change) {
+        Some(Change::Dense) => return Keep::Dense,
+        Some(Change::SetRank(rank)) => *rank as usize,
+        Some(Change::SleepN(n)) => now.saturating_sub(*n as usize),
+        Some(Change::WakeN(n)) => now + *n as usize,
+        Some(Change::Sleep(list)) => now.saturating_sub(list.len()),
+        Some(Change::Wake(list)) => now + list.len(),
+        Some(Change::Freeze | Change::Thaw) | None => return Keep::now(slice),
+    };
+    Keep::Rank(rank.min(slice.max_rank()))
 }
 
 /// The slices that may change, and the parameters awake in those that may not.

@@ -13,6 +13,8 @@
 //! Feedback Systems, 2008, chapter 1). Two wants that differ by less than the band never make a slice
 //! go to and fro.
 //!
+//! In a pipeline the wanted ranks are those that the policy before it proposed.
+//!
 //! While more is awake than the budget allows, the band does not hold sleeping back: the budget comes
 //! first. A slice wakes only as far as the budget has room. When an evaluator rejects a plan, the
 //! averages go halfway back to the ranks as they are, and the next plans want less.
@@ -53,6 +55,8 @@ pub struct Hysteresis {
 impl RankPolicy for Hysteresis {
     type Options = Options;
 
+    const REVISES: bool = true;
+
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
         Ok(())
@@ -70,21 +74,16 @@ impl RankPolicy for Hysteresis {
             return Ok(plan);
         }
         let (slices, fixed) = keep::open(seen);
-        let basins: Vec<Basin> = slices.iter().map(|s| Basin::of(*s, "fisher")).collect::<Result<_, _>>()?;
-        let aim = match self.memory.goal.aim(seen, seen.run().budget, false) {
-            Ok(aim) => aim,
-            Err(why) => {
-                plan.stop(why);
-                return Ok(plan);
-            }
+        let wanted: Vec<usize> = match &seen.proposed {
+            Some(plan) => slices.iter().map(|s| rank_of(*s, keep::proposed(plan, *s))).collect(),
+            None => match self.memory.goal.aim(seen, seen.run().budget, false) {
+                Ok(aim) => self.wanted(&slices, aim, fixed)?,
+                Err(why) => {
+                    plan.stop(why);
+                    return Ok(plan);
+                }
+            },
         };
-        let min_rank = self.options.min_rank as usize;
-        let wanted = water::fill(&basins, aim.saturating_sub(fixed), min_rank).ok_or_else(|| {
-            format!(
-                "{aim} parameters are too few for {min_rank} components (min_rank) in every slice; raise the budget"
-            )
-        })?;
-        let wanted: Vec<usize> = slices.iter().zip(wanted).map(|(s, k)| rank_of(*s, k)).collect();
         let was_rejected = seen.last.as_ref().is_some_and(|l| l.fate == "rejected");
         self.follow(&slices, &wanted, was_rejected);
 
@@ -95,7 +94,9 @@ impl RankPolicy for Hysteresis {
             keep::put(&mut plan, *slice, *keep, &keep::reason(*slice, slice.spectrum("fisher"), *keep, rule));
         }
         plan.predict(keep::predicted(seen, &kept)?);
-        if plan.actions.is_empty() && self.is_settled(seen, &slices, &wanted) {
+        if let Some(why) = seen.proposed.as_ref().and_then(|p| p.stop.clone()) {
+            plan.stop(why);
+        } else if plan.actions.is_empty() && self.is_settled(seen, &slices, &wanted) {
             plan.stop(format!(
                 "settled: no slice is further than {:.1} % from the rank it should have",
                 100.0 * self.options.band
@@ -115,6 +116,18 @@ impl RankPolicy for Hysteresis {
 }
 
 impl Hysteresis {
+    /// The ranks that water-filling wants.
+    fn wanted(&self, slices: &[SliceView], aim: u64, fixed: u64) -> Result<Vec<usize>, String> {
+        let basins: Vec<Basin> = slices.iter().map(|s| Basin::of(*s, "fisher")).collect::<Result<_, _>>()?;
+        let min_rank = self.options.min_rank as usize;
+        let filled = water::fill(&basins, aim.saturating_sub(fixed), min_rank).ok_or_else(|| {
+            format!(
+                "{aim} parameters are too few for {min_rank} components (min_rank) in every slice; raise the budget"
+            )
+        })?;
+        Ok(slices.iter().zip(filled).map(|(s, k)| rank_of(*s, k)).collect())
+    }
+
     /// Moves the averages. They begin at the ranks as they are.
     fn follow(&mut self, slices: &[SliceView], wanted: &[usize], was_rejected: bool) {
         for (slice, &wanted) in slices.iter().zip(wanted) {
