@@ -103,10 +103,10 @@ fn the_default_run_is_accepted_and_can_be_undone() {
     assert!(shown.out.contains("committed") && shown.out.contains("back to step 0"), "{}", shown.out);
     let events = journal(&out);
     let head = &events[0];
-    for field in ["base_sha256", "policy", "evaluator", "data", "calibration", "slices", "budget"] {
+    for field in ["base_sha256", "policies", "evaluators", "data", "calibration", "slices", "budget"] {
         assert!(!head[field].is_null(), "{field}");
     }
-    assert_eq!(head["schema"], 1);
+    assert_eq!(head["schema"], 2);
     assert_eq!(head["policies"][0]["sha256"].as_str().unwrap().len(), 64);
     let step = events.iter().find(|e| e["event"] == "step").unwrap();
     for field in
