@@ -14,7 +14,8 @@ Examples:
   plastic-host plugin build examples/top-heavy
   plastic-host plugin build plugins/energy -o plugins/energy.wasm
 
-A Rust crate is built for wasm32-unknown-unknown, with the profile `plugin` where its workspace has one.")]
+A Rust crate is built for wasm32-unknown-unknown, with the profile `plugin` where its workspace has one.
+C, Python and JavaScript are built as plugin.toml says; what that needs is fetched once into the cache.")]
 pub struct BuildArgs {
     /// Directory of the plugin's project
     #[arg(default_value = ".")]
@@ -26,7 +27,12 @@ pub struct BuildArgs {
 
 /// Runs the verb.
 pub fn run(args: &BuildArgs, g: &Global) -> anyhow::Result<ExitCode> {
-    let artifact = build::build(&args.dir, args.out.as_deref())?;
+    let mut progress = |text: &str| {
+        if !g.quiet {
+            note!("{text}");
+        }
+    };
+    let artifact = build::build_with(&args.dir, args.out.as_deref(), &mut progress)?;
     let report = Report::of(artifact, &Loader::new(Rules::default(), None))?;
     match g.json {
         true => say!("{}", report.json()),

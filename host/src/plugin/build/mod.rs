@@ -143,7 +143,8 @@ fn run(command: &mut Command, remedy: &'static str) -> Result<std::process::Outp
 
 /// Runs a compiler whose messages, on either stream, go to standard error.
 fn compile(command: &mut Command, dir: &Path, name: &'static str, remedy: &'static str) -> Result<(), BuildError> {
-    let output = run(command.stderr(Stdio::inherit()), remedy)?;
+    // The compiler's own backtrace says nothing to the author of a plugin.
+    let output = run(command.env("RUST_BACKTRACE", "0").stderr(Stdio::inherit()), remedy)?;
     if output.status.success() {
         return Ok(());
     }

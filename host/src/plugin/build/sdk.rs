@@ -51,14 +51,12 @@ fn files(lang: Lang, kind: Kind) -> Result<Vec<(&'static str, Cow<'static, str>)
             }
             files
         }
-        (Lang::Python, _) => vec![
-            ("__init__.py", sdk!("python/__init__.py")),
-            ("testing.py", sdk!("python/testing.py")),
-        ],
-        (Lang::Javascript, _) => vec![
-            ("index.js", sdk!("javascript/index.js")),
-            ("testing.js", sdk!("javascript/testing.js")),
-        ],
+        (Lang::Python, _) => {
+            vec![("__init__.py", sdk!("python/__init__.py")), ("testing.py", sdk!("python/testing.py"))]
+        }
+        (Lang::Javascript, _) => {
+            vec![("index.js", sdk!("javascript/index.js")), ("testing.js", sdk!("javascript/testing.js"))]
+        }
     })
 }
 

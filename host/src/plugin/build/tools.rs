@@ -125,7 +125,9 @@ impl Tool {
                 write(&at.join("package.json"), package.as_bytes())?;
                 write(&at.join("package-lock.json"), lock.as_bytes())?;
                 let mut npm = Command::new("npm");
-                npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(at);
+                // Not `npm ci`: the lock file has what there is, and the package names systems there is nothing for.
+                npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]);
+                npm.current_dir(at);
                 self.step(dir, &mut npm, NO_NODE)?;
             }
         }
@@ -140,12 +142,17 @@ impl Tool {
         if output.status.success() {
             return Ok(());
         }
-        let said = [output.stdout, output.stderr].concat();
+        let said = [output.stderr, output.stdout].concat();
         let said = String::from_utf8_lossy(&said);
-        let lines: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        let last = lines[lines.len().saturating_sub(4)..].join("; ");
+        let is_news = |l: &&str| !l.is_empty() && !l.starts_with("WARNING") && !l.starts_with("npm warn");
+        let first: Vec<&str> = said.lines().map(str::trim).filter(is_news).take(4).collect();
+        let first = first.join("; ");
         let tool = format!("{} {}", self.name, self.version);
-        Err(BuildError::Install { tool, dir: dir.to_owned(), why: format!("{last}; it needs a network, once, or {remedy}") })
+        Err(BuildError::Install {
+            tool,
+            dir: dir.to_owned(),
+            why: format!("{first}; it needs the network, once; perhaps {remedy}"),
+        })
     }
 }
 
