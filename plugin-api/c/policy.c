@@ -160,8 +160,10 @@ void plastic_stop(plastic_plan *plan, const char *why, ...) {
 
 /* ---- asking ---- */
 
-bool plastic_saves(const plastic_slice *slice, uint32_t rank) {
-  return slice->component_parameters * rank < slice->dense_parameters;
+bool plastic_saves(const plastic_slice *slice, uint64_t rank) {
+  /* rank * component < dense, where the product may not fit. */
+  uint64_t dense = slice->dense_parameters, component = slice->component_parameters;
+  return dense > 0 && (component == 0 || rank <= (dense - 1) / component);
 }
 
 const float *plastic_series(const plastic_seen *seen, size_t slice, const char *need, size_t *length) {

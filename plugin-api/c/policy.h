@@ -57,7 +57,7 @@ void plastic_stop(plastic_plan *plan, const char *why, ...) PLASTIC_PRINTF(2, 3)
 /* ---- asking ---- */
 
 /* Whether factors of this rank are smaller than the dense slice. */
-bool plastic_saves(const plastic_slice *slice, uint32_t rank);
+bool plastic_saves(const plastic_slice *slice, uint64_t rank);
 /* A statistic of a slice, by its name in `needs`, such as "spectrum:fisher"; NULL and 0 where the
  * host sent none. */
 const float *plastic_series(const plastic_seen *seen, size_t slice, const char *need, size_t *length);
