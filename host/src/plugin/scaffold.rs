@@ -140,6 +140,7 @@ pub fn make(what: &Scaffold, dir: &Path) -> Result<Made, ScaffoldError> {
     let values = [
         ("@name@", what.name.as_str()),
         ("@Type@", &camel),
+        ("@a@", if what.kind == Kind::Policy { "a" } else { "an" }),
         ("@kind@", &kind),
         ("@lang@", lang),
         ("@Lang@", &title),

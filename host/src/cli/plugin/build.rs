@@ -3,6 +3,7 @@
 use super::inspect::Report;
 use super::kib;
 use crate::cli::Global;
+use crate::model::paths;
 use crate::plugin::{Loader, Rules, build};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,7 +34,7 @@ pub fn run(args: &BuildArgs, g: &Global) -> anyhow::Result<ExitCode> {
         }
     };
     let artifact = build::build_with(&args.dir, args.out.as_deref(), &mut progress)?;
-    let report = Report::of(artifact, &Loader::new(Rules::default(), None))?;
+    let report = Report::of(artifact, &Loader::new(Rules::default(), paths::cache_dir()))?;
     match g.json {
         true => say!("{}", report.json()),
         false if g.quiet => {}

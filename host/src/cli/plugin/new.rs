@@ -61,6 +61,7 @@ pub fn run(args: &NewArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let shipped = || locate::shipped("plugin-api/Cargo.toml").and_then(|p| p.parent().map(PathBuf::from));
     let sdk = if lang == Lang::Rust { args.sdk.clone().or_else(shipped) } else { None };
     let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(&args.name));
+    let article = if kind == Kind::Policy { "a" } else { "an" };
     let made = make(&Scaffold { name: args.name.clone(), kind, lang, sdk: sdk.clone() }, &dir)?;
     if g.json {
         say!(
@@ -68,7 +69,7 @@ pub fn run(args: &NewArgs, g: &Global) -> anyhow::Result<ExitCode> {
             serde_json::json!({"dir": dir, "kind": kind, "files": made.files, "source": made.source, "test": made.test})
         );
     } else if !g.quiet {
-        say!("{}: a {kind} in {lang}; begin with {}", dir.display(), dir.join(&made.source).display());
+        say!("{}: {article} {kind} in {lang}; begin with {}", dir.display(), dir.join(&made.source).display());
         if let Some(sdk) = sdk {
             say!("  its Cargo.toml takes the SDK from {}", sdk.canonicalize().unwrap_or(sdk).display());
         }
