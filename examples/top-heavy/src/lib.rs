@@ -16,7 +16,7 @@ impl RankPolicy for TopHeavy {
         for slice in seen.slices() {
             let share = seen.run().budget as f64 * weight(slice) / total;
             let rank = (share / slice.parameters(1) as f64) as usize;
-            let why = format!("layer {} of {last}: {share:.0} parameters", slice.layer());
+            let why = format!("layer {} of {last}: {} parameters", slice.layer(), share as u64);
             if slice.saves(rank) { plan.set_rank(slice, rank, why) } else { plan.dense(slice, why) };
         }
         Ok(plan)

@@ -17,6 +17,7 @@ pub mod options;
 mod policy;
 mod rules;
 mod sandbox;
+pub mod scaffold;
 mod text;
 mod v1;
 mod wasm;

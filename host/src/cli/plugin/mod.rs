@@ -4,6 +4,7 @@ mod build;
 mod inspect;
 mod record;
 mod replay;
+mod new;
 
 use super::Global;
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ pub struct PluginArgs {
 
 #[derive(clap::Subcommand, Debug)]
 enum Verb {
+    /// Begin a plugin: a project that builds and has a test
+    New(new::NewArgs),
     /// Build a plugin's project into a component
     Build(build::BuildArgs),
     /// Show what a plugin is, what it needs and which options it takes
@@ -30,6 +33,7 @@ enum Verb {
 /// Runs the verb.
 pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
+        Verb::New(a) => new::run(a, g),
         Verb::Build(a) => build::run(a, g),
         Verb::Inspect(a) => inspect::run(a, g),
         Verb::Record(a) => record::run(a, g),

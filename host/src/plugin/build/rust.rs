@@ -1,86 +1,24 @@
-//! Building a plugin's crate into a component: `cargo build` for wasm32-unknown-unknown, then the
-//! component encoding. Needs nothing beyond cargo and the target.
+//! Rust: `cargo build` for wasm32-unknown-unknown, then the component encoding. Needs nothing beyond
+//! cargo and the target.
 
-use super::Fault;
-use super::component::{Artifact, encode};
-use super::limits::Limits;
+use super::{BuildError, Built, read, run as run_program};
+use crate::plugin::component::encode;
 use serde_json::Value;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const TARGET: &str = "wasm32-unknown-unknown";
+pub(super) const TARGET: &str = "wasm32-unknown-unknown";
 
-/// Why a plugin was not built.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// There is no crate.
-    #[error("{0} has no Cargo.toml; name the directory of a plugin's crate")]
-    NoCrate(PathBuf),
-    /// The crate does not make a plugin.
-    #[error("{0} makes no plugin: its Cargo.toml needs `[lib]` with `crate-type = [\"cdylib\", \"rlib\"]`")]
-    NoLibrary(PathBuf),
-    /// Cargo is not there.
-    #[error("`{program}` does not start ({source}); install Rust from https://rustup.rs")]
-    NoCargo {
-        /// What was called.
-        program: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The WASM target is not there.
-    #[error("the Rust target {TARGET} is missing; install it with `rustup target add {TARGET}`")]
-    NoTarget,
-    /// The crate does not compile; cargo said why.
-    #[error("{0} does not build; cargo's messages are above")]
-    Cargo(PathBuf),
-    /// Cargo answered something unexpected.
-    #[error("cargo {what}: {why}")]
-    Answer {
-        /// What it was asked.
-        what: &'static str,
-        /// What is wrong.
-        why: String,
-    },
-    /// A file could not be read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The module is no plugin.
-    #[error("{path}: {why}")]
-    Encode {
-        /// The module.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// The result would not load.
-    #[error(transparent)]
-    Fault(#[from] Fault),
-}
-
-/// Builds the crate in `dir` and writes the component to `out`, or to `<package>.wasm` in `dir`.
-///
-/// The crate's workspace may have a profile named `plugin`; else `release` is taken. Cargo's
-/// messages go to standard error.
-///
-/// # Errors
-/// [`BuildError`], each with its remedy.
-pub fn build(dir: &Path, out: Option<&Path>) -> Result<Artifact, BuildError> {
+/// Builds the crate in `dir`. Its workspace may have a profile named `plugin`; else `release` is
+/// taken. Cargo's messages go to standard error.
+pub(super) fn build(dir: &Path) -> Result<Built, BuildError> {
     let manifest = dir.join("Cargo.toml");
-    let manifest = manifest.canonicalize().map_err(|_| BuildError::NoCrate(dir.to_owned()))?;
+    let manifest = manifest.canonicalize().map_err(|_| BuildError::NoProject(dir.to_owned()))?;
     let package = Package::of(dir, &manifest)?;
     check_target(dir)?;
     let module = compile(dir, &manifest, &package)?;
-    let bytes = std::fs::read(&module).map_err(|source| BuildError::Io { path: module.clone(), source })?;
-    let component = encode(&bytes).map_err(|why| BuildError::Encode { path: module, why })?;
-    let out = out.map_or_else(|| dir.join(format!("{}.wasm", package.name)), Path::to_owned);
-    write(&out, &component).map_err(|source| BuildError::Io { path: out.clone(), source })?;
-    Ok(Artifact::read(&out, &Limits::default())?)
+    let component = encode(&read(&module)?).map_err(|why| BuildError::Encode { path: module, why })?;
+    Ok(Built { name: package.name, component })
 }
 
 /// What `cargo metadata` says about the crate.
@@ -96,7 +34,7 @@ impl Package {
         metadata.args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]).arg(manifest);
         let output = run(metadata.stderr(Stdio::inherit()))?;
         if !output.status.success() {
-            return Err(BuildError::Cargo(dir.to_owned()));
+            return Err(BuildError::Compile(dir.to_owned(), "cargo"));
         }
         let bad = |why: &str| BuildError::Answer { what: "metadata", why: why.into() };
         let json: Value = serde_json::from_slice(&output.stdout).map_err(|e| bad(&e.to_string()))?;
@@ -137,7 +75,7 @@ fn compile(dir: &Path, manifest: &Path, package: &Package) -> Result<PathBuf, Bu
     }
     let output = run(build.env(variable, flags.trim()).stderr(Stdio::inherit()))?;
     if !output.status.success() {
-        return Err(BuildError::Cargo(dir.to_owned()));
+        return Err(BuildError::Compile(dir.to_owned(), "cargo"));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -173,20 +111,5 @@ fn cargo_home() -> Option<PathBuf> {
 }
 
 fn run(command: &mut Command) -> Result<std::process::Output, BuildError> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let output = child.and_then(std::process::Child::wait_with_output);
-    output.map_err(|source| BuildError::NoCargo { program, source })
-}
-
-/// Writes the file in one piece: a run that reads it meanwhile sees the old one or the new one.
-fn write(out: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(out)?;
-    Ok(())
+    run_program(command, "install Rust from https://rustup.rs")
 }

@@ -1,0 +1,51 @@
+"""Between the contract's functions and an Evaluator. Runs in the component only."""
+
+import traceback
+
+import plastic_plugin
+from componentize_py_types import Err
+from plastic_identity import NAME, SUMMARY, VERSION, plugin
+from wit_world.exports import judge as wit
+from wit_world.imports import host, measure, types
+
+plastic_plugin.sink = host.log
+
+DECISIONS = {
+    "accept": wit.Decision.ACCEPT,
+    "reject": wit.Decision.REJECT,
+    "abstain": wit.Decision.ABSTAIN,
+}
+
+
+def answered(function, *arguments):
+    """Calls the plugin; what it raises becomes the contract's error."""
+    try:
+        return function(*arguments)
+    except plastic_plugin.Refused as e:
+        raise Err(str(e))
+    except Err:
+        raise  # the host's own, of a measurement
+    except Exception as e:
+        host.log(4, traceback.format_exc())
+        raise Err(f"{type(e).__name__}: {e}")
+
+
+class Judge:
+    """What componentize-py exports."""
+
+    def __init__(self):
+        self.plugin = plugin.PLUGIN()
+
+    def describe(self):
+        return types.Info(NAME, VERSION, SUMMARY, [], [], plugin.PLUGIN.schema(), [])
+
+    def configure(self, options):
+        answered(lambda: self.plugin.configure(plugin.PLUGIN.read_options(options)))
+
+    def evaluate(self, task):
+        return answered(self._evaluate, task)
+
+    def _evaluate(self, task):
+        verdict = self.plugin.evaluate(task, measure)
+        metrics = [types.Metric(name, value, unit, up, None, None) for name, value, unit, up in verdict.metrics]
+        return wit.Verdict(DECISIONS[verdict.decision], str(verdict.reason), metrics, [])
