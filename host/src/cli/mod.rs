@@ -29,6 +29,7 @@ mod session;
 mod show;
 mod subject;
 mod table;
+mod trust;
 mod ui;
 mod undo;
 
@@ -77,7 +78,7 @@ enum Verb {
     Eval(Box<eval::EvalArgs>),
     /// Fetch, import, inspect and list models
     Model(model::ModelArgs),
-    /// Build and inspect plugins
+    /// Build, inspect, list, lock and sign plugins
     Plugin(plugin::PluginArgs),
     /// Check this machine: MLX, BLAS, memory, models, tools
     Doctor(doctor::DoctorArgs),

@@ -26,7 +26,7 @@ Examples:
 #[derive(clap::Args, Debug, Default)]
 #[command(allow_negative_numbers = true)]
 pub struct RunArgs {
-    /// Rank policy: a .wasm component, or the name of one in the plugins folder
+    /// Rank policy: a file, or a name on the plugin path (`plastic-host plugin list`)
     #[arg(long, short, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Option of the policy, `name=value`; see `plastic-host plugin inspect FILE`

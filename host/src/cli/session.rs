@@ -248,14 +248,14 @@ fn prepare(
         }
     }
     // What is cheap and likely to be wrong comes first.
-    config.policy = absolute(locate::plugin(&config.policy)?)?;
+    let cache = paths::cache_dir();
+    let loader = Loader::new(config.plugins.clone(), cache.clone());
+    config.policy = absolute(locate::plugin(&config.policy, Some(&loader))?)?;
     if config.evaluator.as_os_str().is_empty() {
         config.evaluator = "perplexity".into();
     }
-    config.evaluator = absolute(locate::plugin(&config.evaluator)?)?;
+    config.evaluator = absolute(locate::plugin(&config.evaluator, Some(&loader))?)?;
     config.data = absolute(locate::text(&config.data, "data/eval.jsonl", "--data")?)?;
-    let cache = paths::cache_dir();
-    let loader = Loader::new(config.plugins.clone(), cache.clone());
     let mut policy = loader.policy(&config.policy)?;
     let mut evaluator = loader.evaluator(&config.evaluator)?;
     if let Some(r) = earlier {

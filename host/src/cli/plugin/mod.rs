@@ -2,8 +2,14 @@
 
 mod build;
 mod inspect;
+mod list;
+mod lock;
+mod sign;
+mod verify;
 
 use super::Global;
+use anyhow::Context;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Options of `plugin`.
@@ -19,6 +25,16 @@ enum Verb {
     Build(build::BuildArgs),
     /// Show what a plugin is, what it needs and which options it takes
     Inspect(inspect::InspectArgs),
+    /// List the plugins on the plugin path
+    List(list::ListArgs),
+    /// Write down, by content, which plugins a project uses
+    Lock(lock::LockArgs),
+    /// Make a pair of keys to sign plugins with
+    Keygen(sign::KeygenArgs),
+    /// Sign a plugin, in minisign's format
+    Sign(sign::SignArgs),
+    /// Check the signature of a plugin
+    Verify(verify::VerifyArgs),
 }
 
 /// Runs the verb.
@@ -26,10 +42,21 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Build(a) => build::run(a, g),
         Verb::Inspect(a) => inspect::run(a, g),
+        Verb::List(a) => list::run(a, g),
+        Verb::Lock(a) => lock::run(a, g),
+        Verb::Keygen(a) => sign::keygen(a, g),
+        Verb::Sign(a) => sign::sign(a, g),
+        Verb::Verify(a) => verify::run(a, g),
     }
 }
 
 /// A size for people.
 fn kib(bytes: u64) -> String {
     format!("{:.1} KiB", bytes as f64 / 1024.0)
+}
+
+/// Size and SHA-256 of a file of at most `most` bytes; nothing else is done with it.
+fn file_digest(path: &Path, most: u64) -> anyhow::Result<(u64, String)> {
+    let bytes = crate::atomic::read_bounded(path, most).with_context(|| format!("reading {}", path.display()))?;
+    Ok((bytes.len() as u64, crate::model::hash::sha256(&bytes)))
 }
