@@ -60,11 +60,13 @@ fn users_plugins() -> Option<PathBuf> {
 /// # Errors
 /// When there is no such file; the message says where it was looked for and what looks alike.
 pub fn plugin(name: &Path, loader: Option<&Loader>) -> anyhow::Result<PathBuf> {
-    if name.is_file() {
+    let is_path = name.is_absolute() || name.components().nth(1).is_some();
+    // Whoever reads the file says what is wrong with a directory.
+    if name.is_file() || (is_path && name.is_dir()) {
         return Ok(name.to_owned());
     }
-    if name.is_relative()
-        && name.components().nth(1).is_some()
+    if is_path
+        && name.is_relative()
         && let Some(found) = name.to_str().and_then(shipped)
     {
         return Ok(found);

@@ -32,9 +32,11 @@ impl TrustArgs {
     /// A key that cannot be read, or none where signatures are asked for.
     pub fn over(&self, rules: &mut Rules) -> anyhow::Result<()> {
         if self.locked || self.lock.is_some() {
+            rules.locked = Some(self.lock.clone().unwrap_or_else(|| LOCK_FILE.into()));
+        }
+        if let Some(lock) = &mut rules.locked {
             // A run goes on under its rules from any directory.
-            let lock = self.lock.as_deref().unwrap_or(Path::new(LOCK_FILE));
-            rules.locked = Some(std::path::absolute(lock).with_context(|| format!("--lock {}", lock.display()))?);
+            *lock = std::path::absolute(&*lock).with_context(|| format!("the lock {}", lock.display()))?;
         }
         if self.signed || !self.trust.is_empty() {
             for key in self.keys()? {
@@ -60,6 +62,14 @@ impl TrustArgs {
         }
         keys.extend(users_keys()?);
         Ok(keys)
+    }
+
+    /// The same for those who only show what is signed: a key that cannot be read is a warning.
+    pub fn known_keys(&self) -> Vec<Key> {
+        self.keys().unwrap_or_else(|e| {
+            tracing::warn!("{e:#}; no signature is checked");
+            Vec::new()
+        })
     }
 }
 

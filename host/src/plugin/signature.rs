@@ -6,6 +6,7 @@
 
 use super::component::hex;
 use crate::atomic;
+use ct_codecs::{Base64, Decoder};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,9 @@ const MOST_BYTES: u64 = 1 << 20;
 /// How the second line of a secret key begins: `Ed`, the way it is encrypted, `B2`.
 const PLAIN_SECRET: &str = "RWQAAEIy";
 const ENCRYPTED_SECRET: &str = "RWRTY0Iy";
+/// Bytes of a secret key, and of the checksum at its end.
+const SECRET_BYTES: usize = 158;
+const CHECKSUM_BYTES: usize = 32;
 
 /// A key or a signature cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -201,12 +205,12 @@ impl Secret {
     ) -> Result<Secret, SignatureError> {
         let named = |m: &dyn std::fmt::Display| error(format!("{}: {m}", path.display()));
         let text = text_file(path).map_err(|e| named(&e))?;
-        let second = text.lines().nth(1).unwrap_or_default();
+        let second = text.lines().nth(1).unwrap_or_default().trim();
         let (plain, encrypted) = (second.starts_with(PLAIN_SECRET), second.starts_with(ENCRYPTED_SECRET));
-        let key = minisign::SecretKeyBox::from_string(&text).map_err(|e| named(&e))?;
+        let boxed = minisign::SecretKeyBox::from_string(&text).map_err(|e| named(&e))?;
         let key = match (plain, encrypted) {
-            (true, _) => key.into_unencrypted_secret_key(),
-            (_, true) => key.into_secret_key(Some(password()?)),
+            (true, _) => unencrypted(boxed, second),
+            (_, true) => boxed.into_secret_key(Some(password()?)),
             _ => {
                 return Err(named(
                     &"is no minisign secret key; make one with `plastic-host plugin keygen`, or name the other file of the pair",
@@ -231,6 +235,17 @@ impl Secret {
     /// The number of its pair.
     pub fn id(&self) -> String {
         id_text(self.key.keynum())
+    }
+}
+
+/// A key without a password. minisign itself leaves the checksum of such a key zero; signing checks
+/// that its two halves fit.
+fn unencrypted(boxed: minisign::SecretKeyBox, base64: &str) -> minisign::Result<minisign::SecretKey> {
+    match Base64::decode_to_vec(base64, None) {
+        Ok(bytes) if bytes.len() == SECRET_BYTES && bytes.iter().rev().take(CHECKSUM_BYTES).all(|b| *b == 0) => {
+            minisign::SecretKey::from_bytes(&bytes)
+        }
+        _ => boxed.into_unencrypted_secret_key(),
     }
 }
 
@@ -340,6 +355,30 @@ mod tests {
         std::fs::write(&path, public).unwrap();
         let error = Secret::read(&path, || panic!("not asked")).err().unwrap().to_string();
         assert!(error.contains("is no minisign secret key"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_key_of_minisign_without_a_checksum_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        let (public, secret) = generate(None).unwrap();
+        let public = Key::parse(&public).unwrap();
+        let mut bytes = Base64::decode_to_vec(secret.lines().nth(1).unwrap(), None).unwrap();
+        bytes[SECRET_BYTES - CHECKSUM_BYTES..].fill(0);
+        let write = |bytes: &[u8]| {
+            let text = <Base64 as ct_codecs::Encoder>::encode_to_string(bytes).unwrap();
+            std::fs::write(&path, format!("comment\n{text}\n")).unwrap();
+        };
+        write(&bytes);
+        let signed = Secret::read(&path, || panic!("no password")).unwrap().sign(b"x", "c").unwrap();
+        assert!(matches!(check_text(&signed, b"x", &[public]), State::Signed { .. }));
+        // Without its checksum a damaged key is found out when it signs.
+        bytes[70] ^= 1;
+        write(&bytes);
+        assert!(Secret::read(&path, || panic!("no password")).unwrap().sign(b"x", "c").is_err());
+        bytes[SECRET_BYTES - 1] = 1;
+        write(&bytes);
+        assert!(Secret::read(&path, || panic!("no password")).is_err());
     }
 
     #[test]

@@ -52,8 +52,8 @@ struct Row {
 /// Runs the verb.
 pub fn run(args: &ListArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let loader = args.rules.loader()?.without_advice();
-    let keys = args.rules.trust.keys()?;
-    let lock = lock(&loader)?;
+    let keys = args.rules.trust.known_keys();
+    let lock = lock(&loader);
     let catalog = Catalog::scan(&locate::plugin_path());
     let mut rows: Vec<Row> = catalog.files().iter().map(|f| row(f, args.fast, &loader, &keys, lock.as_ref())).collect();
     if let Some(wanted) = &args.kind {
@@ -87,13 +87,16 @@ pub fn run(args: &ListArgs, g: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The lock in force, else the one in the working directory. One that is in force is read again for
-/// each plugin, and its faults are theirs.
-fn lock(loader: &Loader) -> anyhow::Result<Option<Lock>> {
+/// The lock in force, else the one in the working directory. Where one that is in force cannot be
+/// read, every plugin is refused and listed with that reason.
+fn lock(loader: &Loader) -> Option<Lock> {
     match Lock::read(loader.rules().locked.as_deref().unwrap_or(Path::new(LOCK_FILE))) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Missing { .. }) => Ok(None),
-        Err(e) => Err(e.into()),
+        Ok(lock) => Some(lock),
+        Err(LockError::Missing { .. }) => None,
+        Err(e) => {
+            tracing::warn!("{e}");
+            None
+        }
     }
 }
 
