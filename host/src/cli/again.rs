@@ -18,7 +18,7 @@ pub fn run(args: &ReplayArgs, events: &[Event], record: &RunRecord, g: &Global) 
     let loader = args.rules.loader()?;
     let mut choices: Vec<Choice> = Vec::new();
     for name in &args.policy {
-        choices.push(Choice::new(locate::plugin(name)?));
+        choices.push(Choice::new(locate::plugin(name, Some(&loader))?));
     }
     set_options("--policy-opt", &args.policy_opt, &mut choices.iter_mut().collect::<Vec<_>>())?;
     let mut loaded = Vec::new();

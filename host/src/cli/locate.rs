@@ -1,19 +1,31 @@
 //! Where plugins and sample texts are found when they are named by a bare name or not at all.
 
+use crate::plugin::catalog::{Carrier, Catalog};
+use crate::plugin::contract::Info;
+use crate::plugin::{Artifact, Fault, Kind, Loader};
+use etcetera::BaseStrategy;
 use std::path::{Path, PathBuf};
+
+/// The environment variable with directories of plugins, separated as in `PATH`.
+pub const PATH_ENV: &str = "PLASTIC_PLUGIN_PATH";
 
 /// A file of the installation: in the working directory, beside the program (a source checkout or an
 /// installed tree), or where `PLASTIC_HOME` says.
 pub fn shipped(relative: &str) -> Option<PathBuf> {
-    let mut roots = vec![PathBuf::from(".")];
-    roots.extend(std::env::var_os("PLASTIC_HOME").map(PathBuf::from));
+    let roots = std::iter::once(PathBuf::from(".")).chain(installation());
+    let found = roots.map(|r| r.join(relative)).find(|p| p.is_file())?;
+    // `./plugins/x.wasm` reads better without the dot.
+    Some(found.strip_prefix(".").map(Path::to_path_buf).unwrap_or(found))
+}
+
+/// Where the installation may lie.
+fn installation() -> Vec<PathBuf> {
+    let mut roots: Vec<PathBuf> = std::env::var_os("PLASTIC_HOME").map(PathBuf::from).into_iter().collect();
     if let Some(dir) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
         roots.push(dir.join("../.."));
         roots.push(dir.join("../share/plastic-host"));
     }
-    let found = roots.into_iter().map(|r| r.join(relative)).find(|p| p.is_file())?;
-    // `./plugins/x.wasm` reads better without the dot.
-    Some(found.strip_prefix(".").map(Path::to_path_buf).unwrap_or(found))
+    roots
 }
 
 /// The directory of the shipped plugins; `plugins` where none is found.
@@ -22,23 +34,72 @@ pub fn plugins_dir() -> PathBuf {
     found.unwrap_or_else(|| "plugins".into())
 }
 
-/// A plugin by path, or by the bare name of a shipped one (`energy` for `plugins/energy.wasm`).
+/// The plugin path: `PLASTIC_PLUGIN_PATH`, `./plugins`, the installation's plugins, the user's.
+pub fn plugin_path() -> Vec<PathBuf> {
+    let named = std::env::var_os(PATH_ENV).unwrap_or_default();
+    let mut path: Vec<PathBuf> = std::env::split_paths(&named).filter(|p| !p.as_os_str().is_empty()).collect();
+    path.push("plugins".into());
+    for root in installation() {
+        let dir = root.join("plugins");
+        // Shown to people, so without the program's own directory in it.
+        path.push(std::fs::canonicalize(&dir).unwrap_or(dir));
+    }
+    path.extend(users_plugins());
+    path
+}
+
+/// The user's own plugins, such as `~/.local/share/plastic-host/plugins`.
+fn users_plugins() -> Option<PathBuf> {
+    let strategy = etcetera::base_strategy::choose_native_strategy().ok()?;
+    Some(strategy.data_dir().join("plastic-host").join("plugins"))
+}
+
+/// A plugin by path, or by a name on the plugin path (`energy` for `plugins/energy.wasm`). With a
+/// loader, components that it lets in are also asked what they call themselves.
 ///
 /// # Errors
-/// When there is no such file; the message lists what is shipped.
-pub fn plugin(name: &Path) -> anyhow::Result<PathBuf> {
-    if name.is_file() {
+/// When there is no such file; the message says where it was looked for and what looks alike.
+pub fn plugin(name: &Path, loader: Option<&Loader>) -> anyhow::Result<PathBuf> {
+    let is_path = name.is_absolute() || name.components().nth(1).is_some();
+    // Whoever reads the file says what is wrong with a directory.
+    if name.is_file() || (is_path && name.is_dir()) {
         return Ok(name.to_owned());
     }
-    let text = name.display().to_string();
-    let shipped_as = match name.extension() {
-        Some(_) => text.clone(),
-        None => format!("plugins/{text}.wasm"),
-    };
-    shipped(&shipped_as).ok_or_else(|| {
-        anyhow::anyhow!(
-            "{text}: no such plugin; name a .wasm file. The shipped ones are built by `make plugins` into plugins/"
-        )
+    if is_path
+        && name.is_relative()
+        && let Some(found) = name.to_str().and_then(shipped)
+    {
+        return Ok(found);
+    }
+    let loader = loader.map(|l| l.clone().without_advice());
+    let mut own_name = |path: &Path| own_name(path, loader.as_ref()?);
+    Ok(Catalog::scan(&plugin_path()).find(name, &mut own_name)?)
+}
+
+/// A plugin by its name on the plugin path alone.
+///
+/// # Errors
+/// As [`plugin`].
+pub fn on_path(name: &Path) -> anyhow::Result<PathBuf> {
+    Ok(Catalog::scan(&plugin_path()).find(name, &mut |_| None)?)
+}
+
+fn own_name(path: &Path, loader: &Loader) -> Option<String> {
+    if Carrier::of(path) != Some(Carrier::Wasm) {
+        return None;
+    }
+    let artifact = Artifact::read(path, loader.limits()).ok()?;
+    Some(describe(&artifact, loader).ok()?.name)
+}
+
+/// Asks the plugin in a file what it is.
+///
+/// # Errors
+/// As [`Loader::policy`].
+pub fn describe(artifact: &Artifact, loader: &Loader) -> Result<Info, Fault> {
+    Ok(match artifact.kind {
+        Kind::Policy => loader.policy(&artifact.path)?.info().clone(),
+        Kind::Evaluator => loader.evaluator(&artifact.path)?.info().clone(),
     })
 }
 

@@ -30,6 +30,7 @@ mod session;
 mod show;
 mod subject;
 mod table;
+mod trust;
 mod ui;
 mod undo;
 mod watched;
@@ -79,7 +80,7 @@ enum Verb {
     Eval(Box<eval::EvalArgs>),
     /// Fetch, import, inspect and list models
     Model(model::ModelArgs),
-    /// Build and inspect plugins
+    /// Build, inspect, list, lock and sign plugins
     Plugin(plugin::PluginArgs),
     /// Check this machine: MLX, BLAS, memory, models, tools
     Doctor(doctor::DoctorArgs),

@@ -1,5 +1,6 @@
 //! The options about plugins that every verb which loads some takes.
 
+use super::trust::TrustArgs;
 use crate::model::paths;
 use crate::plugin::{Loader, Rules};
 use anyhow::Context;
@@ -17,13 +18,15 @@ pub struct RuleArgs {
     /// Another limit of plugins: stack_kib, table_elements, transfer_mib, log_lines, file_mib
     #[arg(long, value_name = "NAME=NUMBER")]
     pub plugin_limit: Vec<String>,
+    #[command(flatten)]
+    pub trust: TrustArgs,
 }
 
 impl RuleArgs {
     /// These over `rules`.
     ///
     /// # Errors
-    /// An unknown limit, no number, or a rule out of range.
+    /// An unknown limit, no number, a rule out of range, or a key that is none.
     pub fn over(&self, mut rules: Rules) -> anyhow::Result<Rules> {
         if let Some(v) = self.plugin_seconds {
             rules.seconds = v;
@@ -50,6 +53,7 @@ impl RuleArgs {
             };
             *field = number;
         }
+        self.trust.over(&mut rules)?;
         rules.check()?;
         Ok(rules)
     }

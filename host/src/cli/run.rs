@@ -26,7 +26,7 @@ Examples:
 #[derive(clap::Args, Debug, Default)]
 #[command(allow_negative_numbers = true)]
 pub struct RunArgs {
-    /// Rank policy: a file, or a name on the plugin path; given again, the later one revises the plan of the one before
+    /// Rank policy: a file, or a name on the plugin path; given again, the later one revises the plan of the one before (`plastic-host plugin list`)
     #[arg(long, short, value_name = "FILE")]
     pub policy: Vec<PathBuf>,
     /// Option of a policy, `name=value`, or `policy:name=value` where there are several; see `plastic-host plugin inspect FILE`

@@ -284,7 +284,7 @@ fn prepare(
     policies.check_order().map_err(step::StepError::Order)?;
     let mut evaluators = Vec::new();
     for (place, choice) in config.evaluator.iter_mut().enumerate() {
-        choice.file = absolute(locate::plugin(&choice.file)?)?;
+        choice.file = absolute(locate::plugin(&choice.file, Some(&loader))?)?;
         let mut e = loader.evaluator(&choice.file)?;
         let known = earlier.and_then(|events| events.plugin(Role::Evaluator, place));
         unchanged("evaluator", &choice.file, e.origin(), known)?;
@@ -392,7 +392,7 @@ fn policies(
 ) -> anyhow::Result<Vec<Seat>> {
     let mut out = Vec::with_capacity(choices.len());
     for (place, choice) in choices.iter_mut().enumerate() {
-        choice.file = absolute(locate::plugin(&choice.file)?)?;
+        choice.file = absolute(locate::plugin(&choice.file, Some(loader))?)?;
         let mut p = loader.policy(&choice.file)?;
         unchanged("policy", &choice.file, p.origin(), earlier.and_then(|events| events.plugin(role, place)))?;
         p.configure(&json(&choice.options)?)?;

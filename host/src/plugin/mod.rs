@@ -6,6 +6,7 @@
 mod answer;
 pub mod build;
 mod cache;
+pub mod catalog;
 mod component;
 pub mod contract;
 mod desk;
@@ -13,11 +14,13 @@ mod engine;
 mod evaluator;
 mod limits;
 mod loader;
+pub mod lock;
 pub mod options;
 mod policy;
 mod rules;
 mod sandbox;
 pub mod scaffold;
+pub mod signature;
 mod text;
 mod v1;
 mod wasm;
@@ -70,6 +73,8 @@ pub enum FaultClass {
     Load,
     /// Built for an API version this host does not speak.
     Version,
+    /// The lock does not hold it, or no trusted key signed it.
+    Untrusted,
     /// The plugin itself answered with an error.
     Refused,
     /// The guest trapped (panic, out of bounds, unreachable).
@@ -87,6 +92,7 @@ impl std::fmt::Display for FaultClass {
         f.write_str(match self {
             FaultClass::Load => "cannot be loaded",
             FaultClass::Version => "wrong API version",
+            FaultClass::Untrusted => "is not trusted",
             FaultClass::Refused => "refused",
             FaultClass::Trap => "crashed",
             FaultClass::Timeout => "took too long",

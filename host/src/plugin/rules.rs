@@ -2,6 +2,7 @@
 
 use super::limits::{Limits, MAX_STACK_BYTES};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The operator's word on plugins; every field has the default of the command line.
@@ -22,6 +23,12 @@ pub struct Rules {
     pub log_lines: u64,
     /// Size of a plugin file, MiB.
     pub file_mib: u64,
+    /// The lock that has to hold every plugin, as an absolute path; none where anything may be loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked: Option<PathBuf>,
+    /// Public keys, as minisign writes them, one of which must have signed every plugin; none where unsigned ones may be loaded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trust: Vec<String>,
 }
 
 impl Default for Rules {
@@ -34,6 +41,8 @@ impl Default for Rules {
             transfer_mib: 16,
             log_lines: 100,
             file_mib: 64,
+            locked: None,
+            trust: Vec::new(),
         }
     }
 }

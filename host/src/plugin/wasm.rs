@@ -1,4 +1,4 @@
-//! Loading WASM plugins: read, check, compile or take from the cache, link, instantiate, describe.
+//! Loading WASM plugins that were read and admitted: compile or take from the cache, link, instantiate, describe.
 
 use super::cache::Entry;
 use super::component::{API_VERSION, Artifact, Kind};
@@ -13,24 +13,22 @@ use wasmtime::component::Component;
 /// Loads a rank policy. Compiled code is kept under `cache`, where one is given.
 ///
 /// # Errors
-/// [`FaultClass::Load`]: not a plugin, damaged, an evaluator, or it imports more than the contract;
-/// [`FaultClass::Version`]: built for another API; or the fault of its first call.
-pub fn load_policy(path: &Path, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Policy>, Fault> {
-    let artifact = Artifact::read(path, limits)?;
-    expect(&artifact, Kind::Policy)?;
-    let (component, sandbox) = compile(&artifact, limits, cache)?;
-    Ok(Box::new(WasmPolicy::new(&artifact, &component, sandbox)?))
+/// [`FaultClass::Load`]: an evaluator, or it does not compile; [`FaultClass::Version`]: built for another
+/// API; or the fault of its first call.
+pub fn load_policy(artifact: &Artifact, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Policy>, Fault> {
+    expect(artifact, Kind::Policy)?;
+    let (component, sandbox) = compile(artifact, limits, cache)?;
+    Ok(Box::new(WasmPolicy::new(artifact, &component, sandbox)?))
 }
 
 /// Loads an evaluator. Compiled code is kept under `cache`, where one is given.
 ///
 /// # Errors
 /// As [`load_policy`].
-pub fn load_evaluator(path: &Path, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Evaluator>, Fault> {
-    let artifact = Artifact::read(path, limits)?;
-    expect(&artifact, Kind::Evaluator)?;
-    let (component, sandbox) = compile(&artifact, limits, cache)?;
-    Ok(Box::new(WasmEvaluator::new(&artifact, &component, sandbox)?))
+pub fn load_evaluator(artifact: &Artifact, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Evaluator>, Fault> {
+    expect(artifact, Kind::Evaluator)?;
+    let (component, sandbox) = compile(artifact, limits, cache)?;
+    Ok(Box::new(WasmEvaluator::new(artifact, &component, sandbox)?))
 }
 
 fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {

@@ -4,8 +4,9 @@ use super::kib;
 use crate::cli::{Global, locate, rules::RuleArgs};
 use crate::plugin::contract::Info;
 use crate::plugin::options::{OptionSpec, specs};
-use crate::plugin::{API_VERSION, Artifact, Kind, Loader};
-use std::path::{Path, PathBuf};
+use crate::plugin::signature::{self, State};
+use crate::plugin::{API_VERSION, Artifact, Loader};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Options of `plugin inspect`.
@@ -24,8 +25,10 @@ pub struct InspectArgs {
 /// Runs the verb.
 pub fn run(args: &InspectArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let loader = args.rules.loader()?;
-    let file = locate::plugin(&args.file)?;
-    let report = Report::of(Artifact::read(&file, loader.limits())?, &loader)?;
+    let file = locate::plugin(&args.file, Some(&loader))?;
+    let mut report = Report::of(Artifact::read(&file, loader.limits())?, &loader)?;
+    let keys = args.rules.trust.known_keys();
+    report.signature = signature::check_file(&file, &report.artifact.sha256, loader.limits().file_bytes, &keys);
     match g.json {
         true => say!("{}", report.json()),
         false => say!("{}", report.text().trim_end()),
@@ -38,17 +41,14 @@ pub(super) struct Report {
     pub(super) artifact: Artifact,
     pub(super) info: Info,
     options: Vec<OptionSpec>,
+    signature: State,
 }
 
 impl Report {
     pub(super) fn of(artifact: Artifact, loader: &Loader) -> anyhow::Result<Report> {
-        let path: &Path = &artifact.path;
-        let info = match artifact.kind {
-            Kind::Policy => loader.policy(path)?.info().clone(),
-            Kind::Evaluator => loader.evaluator(path)?.info().clone(),
-        };
+        let info = locate::describe(&artifact, loader)?;
         let options = specs(&info);
-        Ok(Report { artifact, info, options })
+        Ok(Report { artifact, info, options, signature: State::Unsigned })
     }
 
     pub(super) fn json(&self) -> serde_json::Value {
@@ -57,6 +57,7 @@ impl Report {
             "file": a.path,
             "bytes": a.size,
             "sha256": a.sha256,
+            "signature": self.signature,
             "kind": a.kind,
             "name": i.name,
             "version": i.version,
@@ -83,6 +84,7 @@ impl Report {
         };
         line("file", format!("{} ({})", a.path.display(), kib(a.size)));
         line("sha256", a.sha256.clone());
+        line("signed", self.signature.to_string());
         line("API", format!("plastic:rank {} (this host speaks {API_VERSION})", a.api));
         line("imports", a.imports.join(", "));
         line("phases", i.phases.join(", "));

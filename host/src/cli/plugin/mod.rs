@@ -5,8 +5,14 @@ mod inspect;
 mod record;
 mod replay;
 mod new;
+mod list;
+mod lock;
+mod sign;
+mod verify;
 
 use super::Global;
+use anyhow::Context;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Options of `plugin`.
@@ -28,6 +34,16 @@ enum Verb {
     Record(record::RecordArgs),
     /// Put a policy to work on a recording, without a model
     Replay(replay::ReplayArgs),
+    /// List the plugins on the plugin path
+    List(list::ListArgs),
+    /// Write down, by content, which plugins a project uses
+    Lock(lock::LockArgs),
+    /// Make a pair of keys to sign plugins with
+    Keygen(sign::KeygenArgs),
+    /// Sign a plugin, in minisign's format
+    Sign(sign::SignArgs),
+    /// Check the signature of a plugin
+    Verify(verify::VerifyArgs),
 }
 
 /// Runs the verb.
@@ -38,10 +54,21 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Inspect(a) => inspect::run(a, g),
         Verb::Record(a) => record::run(a, g),
         Verb::Replay(a) => replay::run(a, g),
+        Verb::List(a) => list::run(a, g),
+        Verb::Lock(a) => lock::run(a, g),
+        Verb::Keygen(a) => sign::keygen(a, g),
+        Verb::Sign(a) => sign::sign(a, g),
+        Verb::Verify(a) => verify::run(a, g),
     }
 }
 
 /// A size for people.
 fn kib(bytes: u64) -> String {
     format!("{:.1} KiB", bytes as f64 / 1024.0)
+}
+
+/// Size and SHA-256 of a file of at most `most` bytes; nothing else is done with it.
+fn file_digest(path: &Path, most: u64) -> anyhow::Result<(u64, String)> {
+    let bytes = crate::atomic::read_bounded(path, most).with_context(|| format!("reading {}", path.display()))?;
+    Ok((bytes.len() as u64, crate::model::hash::sha256(&bytes)))
 }

@@ -53,9 +53,10 @@ struct Answer {
 /// Runs the verb.
 pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let recording = Portable::read(&args.recording)?;
-    let mut choice = Choice::new(locate::plugin(&args.file)?);
+    let loader = args.rules.loader()?;
+    let mut choice = Choice::new(locate::plugin(&args.file, Some(&loader))?);
     set_options("--opt", &args.opt, &mut [&mut choice])?;
-    let mut policy = args.rules.loader()?.policy(&choice.file)?;
+    let mut policy = loader.policy(&choice.file)?;
     policy.configure(&json(&choice.options)?)?;
     policy.start(&recording.run, &recording.slices)?;
     let mut answers: Vec<Answer> = Vec::new();
