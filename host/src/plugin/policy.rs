@@ -9,7 +9,6 @@ use super::contract::{Info, Observation, Plan, Run, Slice};
 use super::sandbox::{Sandbox, State};
 use super::v1::policy::{self as wit, RankPolicy, RankPolicyPre};
 use super::{CallCost, Fault, FaultClass, Origin, Policy, answer, v1};
-use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{Component, Instance, Linker, TypedFunc};
 
@@ -78,9 +77,9 @@ impl WasmPolicy {
             Some(live) => live,
             None => self.rebuild()?,
         };
-        let (answer, wall) = live.call(&self.sandbox, function, f)?;
+        let (answer, cost) = live.call(&self.sandbox, function, f)?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(answer)
     }
 
@@ -144,7 +143,7 @@ impl Live {
         sandbox: &Sandbox,
         function: &str,
         f: impl FnOnce(&wit::Guest, &mut Store<State>) -> wasmtime::Result<R>,
-    ) -> Result<(R, Duration), Fault> {
+    ) -> Result<(R, CallCost), Fault> {
         let guest = &self.guest;
         sandbox.call(&mut self.store, function, |s| f(guest, s))
     }
@@ -230,9 +229,9 @@ impl Policy for WasmPolicy {
             self.live = Some(live);
             return Ok(String::new());
         };
-        let ((text,), wall) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
+        let ((text,), cost) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(super::text::clean(&text, self.sandbox.limits.log_bytes))
     }
 
