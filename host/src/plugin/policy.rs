@@ -49,6 +49,8 @@ struct Memory {
     options: Option<String>,
     run: Option<(Run, Vec<Slice>)>,
     snapshot: Vec<u8>,
+    /// Nothing was asked of the guest since that snapshot.
+    is_current: bool,
 }
 
 impl WasmPolicy {
@@ -77,6 +79,7 @@ impl WasmPolicy {
             Some(live) => live,
             None => self.rebuild()?,
         };
+        self.memory.is_current = false;
         let (answer, cost) = live.call(&self.sandbox, function, f)?;
         self.live = Some(live);
         self.cost = cost;
@@ -110,7 +113,7 @@ impl WasmPolicy {
     fn remember(&mut self) {
         let cost = self.cost;
         match self.call("snapshot", |g, s| g.call_snapshot(s)) {
-            Ok(snapshot) => self.memory.snapshot = snapshot,
+            Ok(snapshot) => (self.memory.snapshot, self.memory.is_current) = (snapshot, true),
             Err(fault) => tracing::warn!(target: "plugin", "{fault}"),
         }
         self.cost = cost;
@@ -207,6 +210,9 @@ impl Policy for WasmPolicy {
     }
 
     fn snapshot(&mut self) -> Result<Vec<u8>, Fault> {
+        if self.memory.is_current && self.live.is_some() {
+            return Ok(self.memory.snapshot.clone());
+        }
         self.call("snapshot", |g, s| g.call_snapshot(s))
     }
 
@@ -229,6 +235,7 @@ impl Policy for WasmPolicy {
             self.live = Some(live);
             return Ok(String::new());
         };
+        self.memory.is_current = false;
         let ((text,), cost) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
         self.live = Some(live);
         self.cost = cost;
