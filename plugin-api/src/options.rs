@@ -53,6 +53,10 @@ pub trait Options: serde::de::DeserializeOwned + Default {
 /// A sentence that names the option and what was expected.
 pub fn parse<O: Options>(json: &str) -> Result<O, String> {
     let json = if json.trim().is_empty() { "{}" } else { json };
+    // serde would take a list of values in the order of the fields, too.
+    if !json.trim_start().starts_with('{') {
+        return Err(format!("options are {}, expected a JSON object", json.chars().take(40).collect::<String>()));
+    }
     let options: O = serde_json::from_str(json).map_err(|e| format!("options: {e}"))?;
     options.check()?;
     Ok(options)
@@ -289,5 +293,6 @@ mod tests {
         assert_eq!(text(r#"{"share": 1.5}"#), "option share is 1.5, expected 0 to 1");
         assert_eq!(text(r#"{"count": 0}"#), "option count is 0, expected 1 to 9");
         assert!(parse::<NoOptions>(r#"{"a": 1}"#).is_err());
+        assert_eq!(text(r#"["small", 1]"#), r#"options are ["small", 1], expected a JSON object"#);
     }
 }

@@ -94,6 +94,8 @@ pub struct PolicyAdapter<P> {
     policy: P,
     run: Rc<Run>,
     slices: Rc<[Slice]>,
+    /// What the policy needs with its options; fixed once a run has begun.
+    own: Rc<[String]>,
     /// Statistics of the next observation: the needs, then what the last plan requested.
     needs: Rc<[String]>,
 }
@@ -103,7 +105,8 @@ impl<P: RankPolicy> PolicyAdapter<P> {
     #[allow(clippy::new_without_default, reason = "it has an effect beyond the value")]
     pub fn new() -> Self {
         crate::logging::install_panic_hook();
-        PolicyAdapter { policy: P::default(), run: Rc::default(), slices: Rc::default(), needs: Rc::default() }
+        let (own, needs) = (Rc::default(), Rc::default());
+        PolicyAdapter { policy: P::default(), run: Rc::default(), slices: Rc::default(), own, needs }
     }
 
     /// The policy itself.
@@ -141,7 +144,8 @@ impl<P: RankPolicy> PolicyAdapter<P> {
     /// The policy's own.
     pub fn start(&mut self, run: Run, slices: Vec<Slice>) -> Result<(), String> {
         self.policy.start(&run, &slices)?;
-        self.needs = self.policy.needs().into();
+        self.own = self.policy.needs().into();
+        self.needs = self.own.clone();
         (self.run, self.slices) = (Rc::new(run), slices.into());
         Ok(())
     }
@@ -162,14 +166,16 @@ impl<P: RankPolicy> PolicyAdapter<P> {
         seen.slices = self.slices.clone();
         seen.needs = self.needs.clone();
         let plan = self.policy.decide(&seen)?;
-        let needs = self.policy.needs();
-        self.needs = needs.iter().chain(&plan.requests).cloned().collect();
-        Ok((plan, needs.into()))
+        self.needs = match plan.requests.is_empty() {
+            true => self.own.clone(),
+            false => self.own.iter().chain(&plan.requests).cloned().collect(),
+        };
+        Ok((plan, self.own.clone()))
     }
 
     /// State to carry over: what the last plan requested, then the policy's own.
     pub fn snapshot(&self) -> Vec<u8> {
-        let requested = self.needs.get(self.policy.needs().len()..).unwrap_or_default().join("\n");
+        let requested = self.needs.get(self.own.len()..).unwrap_or_default().join("\n");
         let mut bytes = (requested.len() as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(requested.as_bytes());
         bytes.extend(self.policy.snapshot());
@@ -187,7 +193,7 @@ impl<P: RankPolicy> PolicyAdapter<P> {
         let requested = std::str::from_utf8(requested).map_err(|_| bad())?;
         self.policy.restore(own)?;
         let requested = requested.split('\n').filter(|r| !r.is_empty()).map(str::to_owned);
-        self.needs = self.policy.needs().into_iter().chain(requested).collect();
+        self.needs = self.own.iter().cloned().chain(requested).collect();
         Ok(())
     }
 }

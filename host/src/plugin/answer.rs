@@ -108,7 +108,8 @@ fn reason(reason: &mut String, what: impl FnOnce() -> String, limits: &Limits) -
         let (n, most) = (reason.len(), limits.text_bytes);
         return Err(format!("{} has {n} bytes, the limit (text_bytes) is {most}", what()));
     }
-    if reason.chars().any(char::is_control) {
+    // Plain ASCII, as nearly every reason is, needs no look at its characters.
+    if !reason.bytes().all(|b| (b' '..=b'~').contains(&b)) && reason.chars().any(char::is_control) {
         *reason = text::clean(reason, limits.text_bytes);
     }
     Ok(())

@@ -79,6 +79,13 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Bytes of linear memory; it never shrinks, so this is the peak.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.memory as u64
+    }
+}
+
 impl wasmtime::ResourceLimiter for Watch {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let total = self.memory.saturating_sub(current).saturating_add(desired);

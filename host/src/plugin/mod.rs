@@ -4,9 +4,11 @@
 //! is a [`Fault`], never a panic, and the model is untouched.
 
 mod answer;
+pub mod bench;
 pub mod build;
 mod cache;
 pub mod catalog;
+pub mod check;
 mod component;
 pub mod contract;
 mod desk;
@@ -39,6 +41,8 @@ use std::time::Duration;
 pub struct CallCost {
     /// Wall-clock time of the call.
     pub wall: Duration,
+    /// Peak of the instance's linear memory so far, bytes; none where the carrier has none.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Where a loaded plugin came from.

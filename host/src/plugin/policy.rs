@@ -9,7 +9,6 @@ use super::contract::{Info, Observation, Plan, Run, Slice};
 use super::sandbox::{Sandbox, State};
 use super::v1::policy::{self as wit, RankPolicy, RankPolicyPre};
 use super::{CallCost, Fault, FaultClass, Origin, Policy, answer, v1};
-use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{Component, Instance, Linker, TypedFunc};
 
@@ -50,6 +49,8 @@ struct Memory {
     options: Option<String>,
     run: Option<(Run, Vec<Slice>)>,
     snapshot: Vec<u8>,
+    /// Nothing was asked of the guest since that snapshot.
+    is_current: bool,
 }
 
 impl WasmPolicy {
@@ -78,9 +79,10 @@ impl WasmPolicy {
             Some(live) => live,
             None => self.rebuild()?,
         };
-        let (answer, wall) = live.call(&self.sandbox, function, f)?;
+        self.memory.is_current = false;
+        let (answer, cost) = live.call(&self.sandbox, function, f)?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(answer)
     }
 
@@ -111,7 +113,7 @@ impl WasmPolicy {
     fn remember(&mut self) {
         let cost = self.cost;
         match self.call("snapshot", |g, s| g.call_snapshot(s)) {
-            Ok(snapshot) => self.memory.snapshot = snapshot,
+            Ok(snapshot) => (self.memory.snapshot, self.memory.is_current) = (snapshot, true),
             Err(fault) => tracing::warn!(target: "plugin", "{fault}"),
         }
         self.cost = cost;
@@ -144,7 +146,7 @@ impl Live {
         sandbox: &Sandbox,
         function: &str,
         f: impl FnOnce(&wit::Guest, &mut Store<State>) -> wasmtime::Result<R>,
-    ) -> Result<(R, Duration), Fault> {
+    ) -> Result<(R, CallCost), Fault> {
         let guest = &self.guest;
         sandbox.call(&mut self.store, function, |s| f(guest, s))
     }
@@ -208,6 +210,9 @@ impl Policy for WasmPolicy {
     }
 
     fn snapshot(&mut self) -> Result<Vec<u8>, Fault> {
+        if self.memory.is_current && self.live.is_some() {
+            return Ok(self.memory.snapshot.clone());
+        }
         self.call("snapshot", |g, s| g.call_snapshot(s))
     }
 
@@ -230,9 +235,10 @@ impl Policy for WasmPolicy {
             self.live = Some(live);
             return Ok(String::new());
         };
-        let ((text,), wall) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
+        self.memory.is_current = false;
+        let ((text,), cost) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(super::text::clean(&text, self.sandbox.limits.log_bytes))
     }
 

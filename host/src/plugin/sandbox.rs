@@ -4,7 +4,7 @@
 //! [`policy`](super::policy) and [`evaluator`](super::evaluator) drop it and build another.
 
 use super::limits::{Limits, Watch, size};
-use super::{Fault, FaultClass, engine, text};
+use super::{CallCost, Fault, FaultClass, engine, text};
 use std::time::{Duration, Instant};
 use wasmtime::component::{Linker, WasmStr};
 use wasmtime::{Engine, Store, StoreContextMut, Trap, UpdateDeadline};
@@ -145,7 +145,7 @@ impl Sandbox {
         store: &mut Store<State>,
         function: &str,
         f: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
-    ) -> Result<(R, Duration), Fault> {
+    ) -> Result<(R, CallCost), Fault> {
         let state = store.data_mut();
         state.watch.refused = None;
         // The name is known once the first instance has described itself.
@@ -154,10 +154,11 @@ impl Sandbox {
         (clock.started, clock.in_host) = (Instant::now(), Duration::ZERO);
         store.set_epoch_deadline(engine::ticks(self.limits.call_time));
         let result = f(store);
-        let wall = store.data().clock.guest_time();
+        let state = store.data();
+        let cost = CallCost { wall: state.clock.guest_time(), memory_bytes: Some(state.watch.memory_bytes()) };
         let result = result.map_err(|e| self.why(&e, function, store.data()));
         store.data_mut().log.close();
-        Ok((result?, wall))
+        Ok((result?, cost))
     }
 
     /// A wasmtime error as a fault, with the guest's panic text where there is one.

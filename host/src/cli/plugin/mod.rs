@@ -1,6 +1,8 @@
 //! `plastic-host plugin`: everything about plugins that needs no model. One file a verb.
 
+mod bench;
 mod build;
+mod check;
 mod inspect;
 mod record;
 mod replay;
@@ -12,6 +14,7 @@ mod verify;
 
 use super::Global;
 use anyhow::Context;
+use crate::plugin::{Artifact, Kind, Loader};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -26,8 +29,12 @@ pub struct PluginArgs {
 enum Verb {
     /// Begin a plugin: a project that builds and has a test
     New(new::NewArgs),
+    /// Measure how fast a plugin loads and answers
+    Bench(bench::BenchArgs),
     /// Build a plugin's project into a component
     Build(build::BuildArgs),
+    /// Check a plugin against the contract, on made-up models
+    Check(check::CheckArgs),
     /// Show what a plugin is, what it needs and which options it takes
     Inspect(inspect::InspectArgs),
     /// Keep what the policies of a run saw, as one file
@@ -50,7 +57,9 @@ enum Verb {
 pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::New(a) => new::run(a, g),
+        Verb::Bench(a) => bench::run(a, g),
         Verb::Build(a) => build::run(a, g),
+        Verb::Check(a) => check::run(a, g),
         Verb::Inspect(a) => inspect::run(a, g),
         Verb::Record(a) => record::run(a, g),
         Verb::Replay(a) => replay::run(a, g),
@@ -71,4 +80,17 @@ fn kib(bytes: u64) -> String {
 fn file_digest(path: &Path, most: u64) -> anyhow::Result<(u64, String)> {
     let bytes = crate::atomic::read_bounded(path, most).with_context(|| format!("reading {}", path.display()))?;
     Ok((bytes.len() as u64, crate::model::hash::sha256(&bytes)))
+}
+
+/// Which kind of plugin a file is. Files that do not say so (native libraries) are loaded to see.
+fn kind_of(loader: &Loader, file: &Path) -> anyhow::Result<Kind> {
+    let unread = match Artifact::read(file, loader.limits()) {
+        Ok(artifact) => return Ok(artifact.kind),
+        Err(fault) => fault,
+    };
+    match () {
+        () if loader.policy(file).is_ok() => Ok(Kind::Policy),
+        () if loader.evaluator(file).is_ok() => Ok(Kind::Evaluator),
+        () => Err(unread.into()),
+    }
 }
