@@ -22,7 +22,8 @@ impl HostMeasure<'_> {
         let missing = self.missing(indices, |i| self.book.divergences.contains_key(&(reference, of, i)))?;
         let (all, mut done) = (missing.len() as u64, 0);
         self.go_on(done, all)?;
-        let width = 4 * self.elastic.model().config().hidden_size * self.windows.iter().map(Vec::len).max().unwrap_or(1);
+        let width =
+            4 * self.elastic.model().config().hidden_size * self.windows.iter().map(Vec::len).max().unwrap_or(1);
         for part in missing.chunks((STATE_BYTES / width.max(1)).max(self.batch).max(1)) {
             let batches = self.batches(part);
             let states = self.with(reference, |m| m.states_of(reference, &batches, (done, all)))?;
