@@ -348,3 +348,61 @@ impl Document {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// Words are tokens; the chat template is as short as one can be.
+    fn tokenizer(chat: bool) -> Tokenizer {
+        let dir = tempfile::tempdir().unwrap();
+        let words = r#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+            "model": {"type": "WordLevel", "vocab": {"?": 0, "a": 1, "b": 2}, "unk_token": "?"}}"#;
+        std::fs::write(dir.path().join("tokenizer.json"), words).unwrap();
+        if chat {
+            let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+            std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        }
+        Tokenizer::load(dir.path()).unwrap()
+    }
+
+    fn set(text: &str) -> Dataset {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        std::fs::write(&path, text).unwrap();
+        load(&path).unwrap()
+    }
+
+    const MIXED: &str = r#"{"text": "a b a b a b"}
+{"prompt": "a b", "completion": " a"}
+{"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "a"}]}
+{"messages": [{"role": "user", "content": "b"}]}
+"#;
+
+    #[test]
+    fn examples_are_prompts_as_the_model_is_given_them() {
+        let examples = set(MIXED).examples(&tokenizer(true), 0).unwrap();
+        let of = |prompt: &str, answer: &str| Example { prompt: prompt.into(), answer: answer.into() };
+        assert_eq!(examples, [of("a b", " a"), of("<user>b<assistant>", "a")]);
+        let line = set(MIXED).examples(&tokenizer(false), 0).unwrap_err().to_string();
+        assert!(line.contains("d.jsonl:3: `messages` need a chat template"), "{line}");
+        assert!(set("{\"text\": \"a b\"}\n").examples(&tokenizer(true), 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn many_examples_are_spread() {
+        let rows: String = (0..10).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"a\"}}\n")).collect();
+        let some = set(&rows).examples(&tokenizer(false), 3).unwrap();
+        assert_eq!(some.iter().map(|e| e.prompt.as_str()).collect::<Vec<_>>(), ["0", "3", "6"]);
+    }
+
+    #[test]
+    fn short_rows_are_windows_only_where_no_text_fills_one() {
+        let of = |text: &str, window| set(text).evaluation_windows(&tokenizer(false), window).map(|w| w.len());
+        let answers = "{\"prompt\": \"a b\", \"completion\": \" a\"}\n{\"prompt\": \"b\", \"completion\": \" a\"}\n";
+        assert_eq!(of(answers, 8).unwrap(), 2);
+        assert_eq!(of(&format!("{answers}{{\"text\": \"a b a b\"}}\n"), 4).unwrap(), 1);
+        assert!(of("{\"text\": \"a b a\"}\n", 4).unwrap_err().to_string().contains("no full window"));
+    }
+}
