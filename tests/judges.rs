@@ -118,7 +118,6 @@ fn composite_weighs_everything() {
         "new_tokens=4",
     ];
     let weighed = step(&judge("composite", &s.path("a"), &data, &all), 0);
-    assert!((1.0 - metric(&weighed, "loss-increase").exp()).abs() < 5.0, "{weighed}");
     let [kl, a, a_base, m, m_base, rise, score] =
         ["kl", "exact-match", "exact-match-base", "resident-bytes", "resident-bytes-base", "loss-increase", "score"]
             .map(|n| metric(&weighed, n));
