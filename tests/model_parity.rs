@@ -5,6 +5,7 @@
 //!   mlx-lm 0.32.2 computes them in float32 on a CPU;
 //! - `golden/smollm2.json`: the default model, per-window losses and top logits from a float64 forward
 //!   pass in numpy that shares no code with MLX;
+//! - divergences of two states, against float64 sums over the logits;
 //! - that sleeping and waking a slice leaves outputs bit for bit as they were;
 //! - that the cached, chunked path (generation) agrees with the whole pass (scoring).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
@@ -100,6 +101,37 @@ fn chunks_through_the_cache_match_the_whole_pass() {
             let d = gap(last, &whole[at - 1].iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
             assert!(d < 2e-4, "{name}: position {at} differs by {d}");
         }
+    }
+}
+
+#[test]
+fn divergence_of_two_states_matches_their_logits() {
+    let dir = golden().join("tiny");
+    for name in ["llama", "qwen3_q4g64"] {
+        let mut m = Model::load(&dir.join(name), &LoadOptions::default()).unwrap();
+        let windows: Vec<Vec<u32>> = (1..4u32).map(|k| (0..40u32).map(|i| (i * 29 + k) % 128).collect()).collect();
+        let rows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        let of = |m: &Model| (m.states(&rows).unwrap(), windows.iter().map(|w| logits(m, w)).collect::<Vec<_>>());
+        let (before, x) = of(&m);
+        mlx::eval([&before]).unwrap();
+        let (wide, tall) = (m.slices()[2].cols as i32, m.slices()[2].rows as i32);
+        let zeros = |a, b| mlx_rs::ops::zeros::<f32>(&[a, b]).unwrap();
+        m.set_factors(2, Some(Factors { a: zeros(tall, 1), b: zeros(1, wide) }));
+        let (after, y) = of(&m);
+        let got = m.divergence(&before, &after, &mut || true).unwrap().unwrap();
+        assert_eq!(got.len(), 3 * 39);
+        let softmax = |row: &[f32]| -> Vec<f64> {
+            let total: f64 = row.iter().map(|v| f64::from(*v).exp()).sum();
+            row.iter().map(|v| f64::from(*v).exp() / total).collect()
+        };
+        for (w, t) in [(0, 0), (0, 38), (1, 20), (2, 38)] {
+            let (p, q) = (softmax(&x[w][t]), softmax(&y[w][t]));
+            let want: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+            let d = f64::from(got[w * 39 + t]);
+            assert!(want > 0.0 && (d - want).abs() < 1e-5, "{name} window {w}, token {t}: {d}, expected {want}");
+        }
+        assert!(m.divergence(&after, &after, &mut || true).unwrap().unwrap().iter().all(|d| *d == 0.0), "{name}");
+        assert_eq!(m.divergence(&before, &after, &mut || false).unwrap(), None);
     }
 }
 

@@ -36,6 +36,7 @@
 //! | decide on ranks | [`RankPolicy`], [`Observation`], [`Plan`] |
 //! | judge a changed model | [`Evaluator`], [`Measure`], [`Verdict`] |
 //! | share parameters out over slices | [`water`], [`level`], [`keep`], [`goal`] |
+//! | compare candidate and base | [`compare`], [`answers`], [`stats`] |
 //! | take typed options | [`options!`], [`choices!`] |
 //! | tell the operator something | [`info!`], [`warn!`] and their kin |
 //! | test natively | [`testing`] |
@@ -43,8 +44,10 @@
 // Macros name this crate; here too, where the SDK uses its own.
 extern crate self as plastic_plugin;
 
+pub mod answers;
 #[doc(hidden)]
 pub mod bindings;
+pub mod compare;
 mod convert;
 pub mod evaluator;
 pub mod goal;
@@ -57,6 +60,7 @@ pub mod plan;
 pub mod policy;
 pub mod records;
 pub mod spectrum;
+pub mod stats;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 pub mod verdict;

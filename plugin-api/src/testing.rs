@@ -381,7 +381,9 @@ impl RecordedStep {
 pub struct FakeMeasure {
     scores: HashMap<Subject, Vec<Vec<f32>>>,
     texts: HashMap<Subject, String>,
+    replies: HashMap<(Subject, String), String>,
     counters: Vec<Metric>,
+    own_counters: HashMap<Subject, Vec<Metric>>,
     timings: HashMap<Subject, Vec<Metric>>,
     divergence: Vec<Vec<f32>>,
     examples: Vec<Example>,
@@ -406,7 +408,19 @@ impl FakeMeasure {
         self
     }
 
-    /// What `counters` answers.
+    /// What `generate` answers to one prompt under a model.
+    pub fn reply(mut self, subject: Subject, prompt: &str, text: &str) -> FakeMeasure {
+        self.replies.insert((subject, prompt.into()), text.into());
+        self
+    }
+
+    /// One more figure that `counters` answers for one model.
+    pub fn counter_of(mut self, subject: Subject, metric: Metric) -> FakeMeasure {
+        self.own_counters.entry(subject).or_default().push(metric);
+        self
+    }
+
+    /// What `counters` answers for every model.
     pub fn counter(mut self, metric: Metric) -> FakeMeasure {
         self.counters.push(metric);
         self
@@ -472,7 +486,8 @@ impl Measure for FakeMeasure {
 
     fn generate(&self, subject: Subject, prompt: &str, _: u32) -> Result<String, String> {
         self.note(format!("generate {} {prompt}", subject.as_str()));
-        self.texts.get(&subject).cloned().ok_or_else(|| format!("no text was prepared for {}", subject.as_str()))
+        let reply = self.replies.get(&(subject, prompt.to_owned())).or(self.texts.get(&subject));
+        reply.cloned().ok_or_else(|| format!("no text was prepared for {}", subject.as_str()))
     }
 
     /// One token a byte.
@@ -486,8 +501,8 @@ impl Measure for FakeMeasure {
         String::from_utf8(bytes).map_err(|e| e.to_string())
     }
 
-    fn counters(&self, _: Subject) -> Result<Vec<Metric>, String> {
-        Ok(self.counters.clone())
+    fn counters(&self, subject: Subject) -> Result<Vec<Metric>, String> {
+        Ok(self.counters.iter().chain(self.own_counters.get(&subject).into_iter().flatten()).cloned().collect())
     }
 
     fn divergence(&self, reference: Subject, of: Subject, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {

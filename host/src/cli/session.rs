@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+/// Prompts with answers an evaluator is offered at most.
+const EXAMPLES: usize = 64;
 /// Tokens scored in one batch.
 const BATCH_TOKENS: usize = 4096;
 
@@ -40,6 +42,7 @@ struct Prepared {
     moments: Option<Moments>,
     tokenizer: Tokenizer,
     windows: Vec<Vec<u32>>,
+    examples: Vec<contract::Example>,
     elastic: Elastic,
 }
 
@@ -217,6 +220,7 @@ fn ready(
         moments: prepared.moments,
         tokenizer: prepared.tokenizer,
         windows: prepared.windows,
+        examples: prepared.examples,
         batch: (BATCH_TOKENS / config.window).max(1),
         dir,
         run,
@@ -328,7 +332,7 @@ fn prepare(
         rundir::check_base(&base.dir, &r.base_sha256)?;
     }
     let tokenizer = Tokenizer::load(&base.dir)?;
-    let (data, windows) = text_windows(&config.data, config.windows, &config, &tokenizer, "evaluation")?;
+    let (data, windows, examples) = evaluation_text(&config, &tokenizer)?;
     if let Some(r) = earlier {
         same("evaluation text", &config.data, &data.sha256, &r.data.sha256)?;
     }
@@ -367,6 +371,7 @@ fn prepare(
         moments,
         tokenizer,
         windows,
+        examples,
         elastic: Elastic::new(model, chosen),
         config,
     })
@@ -423,6 +428,18 @@ fn same(what: &str, path: &Path, found: &str, expected: &str) -> anyhow::Result<
         );
     }
     Ok(())
+}
+
+/// Windows and examples of the evaluation text, spread evenly, and its hash.
+fn evaluation_text(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<(FileRecord, Vec<Vec<u32>>, Vec<contract::Example>)> {
+    let set = data::load(&config.data)?;
+    let windows = set.evaluation_windows(tokenizer, config.window).context("evaluation text")?;
+    let examples = set.examples(tokenizer, EXAMPLES)?;
+    let record = FileRecord { path: config.data.clone(), sha256: set.sha256.clone() };
+    Ok((record, data::spread(&windows, config.windows), examples))
 }
 
 /// Windows of a text, spread evenly, and its hash.

@@ -6,6 +6,7 @@
 use super::rows::{self, Row};
 pub use super::rows::{Error, Result};
 use crate::model::{Tokenizer, chat};
+use crate::plugin::contract::Example;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -131,6 +132,35 @@ impl Dataset {
         }
     }
 
+    /// What evaluators score: full windows as [`Dataset::windows`], or where the file has none, because it
+    /// holds short questions and conversations only, those as they are.
+    ///
+    /// # Errors
+    /// As [`Dataset::cut`].
+    pub fn evaluation_windows(&self, tokenizer: &Tokenizer, window: usize) -> Result<Vec<Vec<u32>>> {
+        let cut = self.cut(tokenizer, &Cutting { window, ..Cutting::default() })?;
+        let all: Vec<Vec<u32>> = cut.windows.into_iter().map(|w| w.tokens).collect();
+        match all.iter().any(|t| t.len() == window) {
+            true => Ok(all.into_iter().filter(|t| t.len() == window).collect()),
+            false => Ok(all),
+        }
+    }
+
+    /// Prompts with the answers to them, evenly spread, at most `most` (0: all): rows with a prompt and a
+    /// completion as they are, conversations that end in the assistant's turn as the chat template writes
+    /// them up to that turn.
+    ///
+    /// # Errors
+    /// When a conversation needs a chat template that is not there, or the template refuses it.
+    pub fn examples(&self, tokenizer: &Tokenizer, most: usize) -> Result<Vec<Example>> {
+        let asked: Vec<&(usize, Row)> = self.rows.iter().filter(|(_, row)| question(row).is_some()).collect();
+        let chosen = spread(&asked, most);
+        chosen
+            .into_iter()
+            .map(|(line, row)| example(row, tokenizer).map_err(|reason| self.wrong_line(*line, reason)))
+            .collect()
+    }
+
     /// Cuts the documents into windows.
     ///
     /// Ends of texts that do not fill a window are left out unless `keep_tail`; conversations and answers that
@@ -195,6 +225,32 @@ impl Dataset {
     fn wrong_line(&self, line: usize, reason: String) -> Error {
         Error::Line { path: self.path.clone(), line, reason }
     }
+}
+
+/// What comes before the answer, where a row has one.
+fn question(row: &Row) -> Option<(&[Value], &str)> {
+    match row {
+        Row::Text(_) => None,
+        Row::Answer { completion, .. } => Some((&[], completion)),
+        Row::Messages(messages) => {
+            let (last, before) = messages.split_last()?;
+            let is_answer = last.get("role").and_then(Value::as_str) == Some("assistant") && !before.is_empty();
+            let answer = last.get("content").and_then(Value::as_str)?;
+            is_answer.then_some((before, answer))
+        }
+    }
+}
+
+fn example(row: &Row, tokenizer: &Tokenizer) -> std::result::Result<Example, String> {
+    let (before, answer) = question(row).unwrap_or_default();
+    let prompt = match row {
+        Row::Answer { prompt, .. } => prompt.clone(),
+        _ => {
+            let chat = tokenizer.chat().ok_or("`messages` need a chat template, which this model does not have")?;
+            chat.render(before, true).map_err(|e| e.to_string())?
+        }
+    };
+    Ok(Example { prompt, answer: answer.to_owned() })
 }
 
 /// A tokenised row.
@@ -290,5 +346,63 @@ impl Document {
             all.tokens.extend(d.tokens);
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// Words are tokens; the chat template is as short as one can be.
+    fn tokenizer(chat: bool) -> Tokenizer {
+        let dir = tempfile::tempdir().unwrap();
+        let words = r#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+            "model": {"type": "WordLevel", "vocab": {"?": 0, "a": 1, "b": 2}, "unk_token": "?"}}"#;
+        std::fs::write(dir.path().join("tokenizer.json"), words).unwrap();
+        if chat {
+            let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+            std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        }
+        Tokenizer::load(dir.path()).unwrap()
+    }
+
+    fn set(text: &str) -> Dataset {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        std::fs::write(&path, text).unwrap();
+        load(&path).unwrap()
+    }
+
+    const MIXED: &str = r#"{"text": "a b a b a b"}
+{"prompt": "a b", "completion": " a"}
+{"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "a"}]}
+{"messages": [{"role": "user", "content": "b"}]}
+"#;
+
+    #[test]
+    fn examples_are_prompts_as_the_model_is_given_them() {
+        let examples = set(MIXED).examples(&tokenizer(true), 0).unwrap();
+        let of = |prompt: &str, answer: &str| Example { prompt: prompt.into(), answer: answer.into() };
+        assert_eq!(examples, [of("a b", " a"), of("<user>b<assistant>", "a")]);
+        let line = set(MIXED).examples(&tokenizer(false), 0).unwrap_err().to_string();
+        assert!(line.contains("d.jsonl:3: `messages` need a chat template"), "{line}");
+        assert!(set("{\"text\": \"a b\"}\n").examples(&tokenizer(true), 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn many_examples_are_spread() {
+        let rows: String = (0..10).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"a\"}}\n")).collect();
+        let some = set(&rows).examples(&tokenizer(false), 3).unwrap();
+        assert_eq!(some.iter().map(|e| e.prompt.as_str()).collect::<Vec<_>>(), ["0", "3", "6"]);
+    }
+
+    #[test]
+    fn short_rows_are_windows_only_where_no_text_fills_one() {
+        let of = |text: &str, window| set(text).evaluation_windows(&tokenizer(false), window).map(|w| w.len());
+        let answers = "{\"prompt\": \"a b\", \"completion\": \" a\"}\n{\"prompt\": \"b\", \"completion\": \" a\"}\n";
+        assert_eq!(of(answers, 8).unwrap(), 2);
+        assert_eq!(of(&format!("{answers}{{\"text\": \"a b a b\"}}\n"), 4).unwrap(), 1);
+        assert!(of("{\"text\": \"a b a\"}\n", 4).unwrap_err().to_string().contains("no full window"));
     }
 }

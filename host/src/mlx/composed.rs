@@ -49,18 +49,39 @@ pub fn token_nll(hidden: &Array, head: &Array, targets: &Array) -> Result<Array>
 /// log(sum(exp(x))) over the last axis of `x` [N, V], by sums of 64 terms.
 fn logsumexp(x: &Array) -> std::result::Result<Array, mlx_rs::error::Exception> {
     let max = x.max_axis(-1, true)?;
-    let e = x.subtract(&max)?.exp()?;
-    let pad = (64 - x.shape()[1] % 64) % 64;
-    let e = ops::pad(&e, &[(0, 0), (0, pad)][..], None, None)?;
-    let blocks = e.reshape(&[x.shape()[0], -1, 64])?.sum_axis(-1, false)?;
-    let mut total = blocks;
+    sum(x.subtract(&max)?.exp()?)?.log()?.add(max.squeeze_axes(&[-1])?)
+}
+
+/// Sum over the last axis of `x` [N, V], by sums of 64 terms.
+fn sum(x: Array) -> std::result::Result<Array, mlx_rs::error::Exception> {
+    let mut total = x;
     while total.shape()[1] > 64 {
         let pad = (64 - total.shape()[1] % 64) % 64;
-        total = ops::pad(&total, &[(0, 0), (0, pad)][..], None, None)?
-            .reshape(&[x.shape()[0], -1, 64])?
-            .sum_axis(-1, false)?;
+        if pad > 0 {
+            total = ops::pad(&total, &[(0, 0), (0, pad)][..], None, None)?;
+        }
+        total = total.reshape(&[total.shape()[0], -1, 64])?.sum_axis(-1, false)?;
     }
-    total.sum_axis(-1, false)?.log()?.add(max.squeeze_axes(&[-1])?)
+    total.sum_axis(-1, false)
+}
+
+/// Kullback-Leibler divergence, in nats, of softmax(`of`) from softmax(`reference`), both [N, V] float32,
+/// row by row: [N]. Exactly 0 where the rows are equal; up to rounding never below.
+///
+/// With x and y the logits less their row's largest, X = sum of exp(x) and Y = sum of exp(y):
+/// sum over v of exp(x) / X * (x - y), and then + ln Y - ln X.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn divergence(reference: &Array, of: &Array) -> Result<Array> {
+    let run = || {
+        let (x, y) = (reference.subtract(reference.max_axis(-1, true)?)?, of.subtract(of.max_axis(-1, true)?)?);
+        let weight = x.exp()?;
+        let (of_x, of_y) = (sum(weight.clone())?, sum(y.exp()?)?);
+        let crossed = sum(weight.multiply(x.subtract(y)?)?)?.divide(&of_x)?;
+        crossed.add(of_y.log()?.subtract(of_x.log()?)?)
+    };
+    run().context("comparing distributions")
 }
 
 /// See [`super::kernels::fisher_head`].

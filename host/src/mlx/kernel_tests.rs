@@ -264,3 +264,45 @@ fn attention_refuses_what_does_not_fit() {
         assert!(e.contains(&format!("{q:?}")) && e.contains("[1, 2, 5, 8]"), "{e}");
     }
 }
+
+/// KL(softmax(x) ‖ softmax(y)) in float64.
+fn plain_divergence(x: &[f32], y: &[f32]) -> f64 {
+    let log_softmax = |row: &[f32]| -> Vec<f64> {
+        let max = row.iter().fold(f64::MIN, |m, v| m.max(f64::from(*v)));
+        let total: f64 = row.iter().map(|v| (f64::from(*v) - max).exp()).sum();
+        row.iter().map(|v| f64::from(*v) - max - total.ln()).collect()
+    };
+    log_softmax(x).iter().zip(log_softmax(y)).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[test]
+fn divergence_agrees_with_float64() {
+    // A vocabulary of a block, of many, and of no whole number of them; differences small and large.
+    for (rows, v) in [(3, 64), (4, 49152), (5, 1003)] {
+        for change in [0.01, 0.5, 20.0] {
+            let x = random(&[rows, v], 4.0, 1);
+            let y = x.add(random(&[rows, v], change, 2)).unwrap();
+            let got = values(&composed::divergence(&x, &y).unwrap());
+            let (xs, ys) = (values(&x), values(&y));
+            for (i, d) in got.iter().enumerate() {
+                let row = i * v as usize..(i + 1) * v as usize;
+                let want = plain_divergence(&xs[row.clone()], &ys[row]);
+                // Float32 logits of 20 are known to 1e-6.
+                assert!((f64::from(*d) - want).abs() < 5e-6 * (1.0 + want), "[{rows}, {v}] {change}: {d}, {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_diverges_from_itself_and_what_is_no_number_is_none() {
+    let x = random(&[4, 1003], 5.0, 3);
+    assert_eq!(values(&composed::divergence(&x, &x).unwrap()), [0.0; 4]);
+    // Moving all logits of a row changes no probability.
+    let moved = composed::divergence(&x, &x.add(Array::from_f32(8.0)).unwrap()).unwrap();
+    assert!(values(&moved).iter().all(|d| d.abs() < 2e-6));
+    let broken = Array::from_slice(&[0.0f32, f32::NAN, 1.0, 2.0], &[2, 2]);
+    let got = values(&composed::divergence(&Array::from_slice(&[1.0f32; 4], &[2, 2]), &broken).unwrap());
+    assert!(got[0].is_nan() && got[1].is_finite());
+    assert!(composed::divergence(&x, &random(&[4, 1002], 1.0, 1)).is_err());
+}

@@ -20,6 +20,12 @@ pub fn mlx() -> (u64, u64) {
     (now as u64, peak as u64)
 }
 
+/// Makes the highest count of [`mlx`] what it is now.
+pub fn reset_peak() {
+    // It only counts: where it fails, an older and higher peak is told.
+    let _ = mlx_rs::memory::reset_peak_memory();
+}
+
 fn meminfo(field: &str) -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, field)
 }

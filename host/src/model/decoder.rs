@@ -292,16 +292,28 @@ impl Model {
 
     /// Windows of one length, all of them together.
     fn score_batch(&self, windows: &[&[u32]], len: usize) -> Result<Vec<Vec<f32>>> {
-        let (b, t) = (windows.len() as i32, (len - 1) as i32);
-        let part = |from: usize| -> Vec<i32> {
-            windows.iter().flat_map(|w| &w[from..from + len - 1]).map(|id| *id as i32).collect()
-        };
-        let hidden = self.hidden(&Array::from_slice(&part(0), &[b, t]), None)?;
-        let flat = hidden.reshape(&[b * t, -1])?;
-        let nll = kernels::token_nll(&flat, &self.head_weight()?, &Array::from_slice(&part(1), &[b * t]))?;
+        let targets: Vec<i32> = windows.iter().flat_map(|w| &w[1..]).map(|id| *id as i32).collect();
+        let hidden = self.states(windows)?;
+        let targets = Array::from_slice(&targets, &[targets.len() as i32]);
+        let nll = kernels::token_nll(&hidden, &self.head_weight()?, &targets)?;
         mlx::eval([&nll])?;
         let nll = nll.try_as_slice::<f32>().map_err(|e| Error::Request(format!("losses cannot be read: {e}")))?;
         Ok(nll.chunks(len - 1).map(<[f32]>::to_vec).collect())
+    }
+
+    /// What tokens 1.. of each window are predicted from: hidden states [N, D] of windows of one length, at
+    /// all positions but the last.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary, or the windows differ in length or have fewer than two tokens.
+    pub fn states(&self, windows: &[&[u32]]) -> Result<Array> {
+        let len = windows.first().map_or(0, |w| w.len());
+        if len < 2 || windows.iter().any(|w| w.len() != len) {
+            return Err(Error::Request("windows of one length, of two tokens or more, are compared together".into()));
+        }
+        let ids: Vec<i32> = windows.iter().flat_map(|w| &w[..len - 1]).map(|id| *id as i32).collect();
+        let (b, t) = (windows.len() as i32, (len - 1) as i32);
+        Ok(self.hidden(&Array::from_slice(&ids, &[b, t]), None)?.reshape(&[b * t, -1])?)
     }
 
     /// Bytes held in memory.

@@ -121,7 +121,7 @@ pub fn generate(
 }
 
 /// Positions the model has; the prompt must leave room for one token.
-fn context(model: &Model, prompt: usize) -> Result<usize> {
+pub(super) fn context(model: &Model, prompt: usize) -> Result<usize> {
     if prompt == 0 {
         return Err(Error::Request("the prompt has no tokens; give some text".into()));
     }
@@ -137,7 +137,7 @@ fn context(model: &Model, prompt: usize) -> Result<usize> {
 }
 
 /// Runs `tokens` through the cache; logits [V] after the last.
-fn next_logits(model: &Model, tokens: &[u32], cache: &mut super::KvCache) -> Result<Array> {
+pub(super) fn next_logits(model: &Model, tokens: &[u32], cache: &mut super::KvCache) -> Result<Array> {
     let mut last = None;
     for chunk in tokens.chunks(PREFILL) {
         let ids: Vec<i32> = chunk.iter().map(|id| *id as i32).collect();
@@ -155,7 +155,7 @@ fn next_logits(model: &Model, tokens: &[u32], cache: &mut super::KvCache) -> Res
 pub const NOT_FINITE: &str =
     "the model's outputs are not finite: its weights, scales or rope settings are damaged; fetch or convert it again";
 
-fn sample(sampler: &mut Sampler, logits: &Array, all: &[u32]) -> Result<u32> {
+pub(super) fn sample(sampler: &mut Sampler, logits: &Array, all: &[u32]) -> Result<u32> {
     mlx::eval([logits])?;
     let read = logits.try_as_slice::<f32>().map_err(|e| Error::Request(format!("logits cannot be read: {e}")))?;
     if !read.iter().any(|x| x.is_finite()) {

@@ -10,6 +10,7 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod decoder;
+mod divergence;
 mod error;
 mod fields;
 mod finite;
@@ -27,6 +28,7 @@ pub mod rope;
 pub mod safetensors;
 pub mod sample;
 pub mod store;
+pub mod timing;
 pub mod tokenizer;
 mod weights;
 

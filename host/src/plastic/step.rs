@@ -12,7 +12,7 @@ use super::journal::{
     Event, Fate, Footprint, History, Journal, JournalError, PluginRecord, Role, ShadowRecord, StepRecord, SwapRecord,
     Times, WakeRecord,
 };
-use super::measure::{HostMeasure, ScoreBook};
+use super::measure::{HostMeasure, ScoreBook, Subject};
 use super::moments::Moments;
 use super::panel::{self, Opinion};
 use super::plan::{self, Resolved};
@@ -132,6 +132,8 @@ pub struct Parts {
     pub tokenizer: Tokenizer,
     /// Evaluation text.
     pub windows: Vec<Vec<u32>>,
+    /// Prompts with answers, from the same file.
+    pub examples: Vec<contract::Example>,
     /// Windows scored in one batch.
     pub batch: usize,
     /// The run directory.
@@ -640,6 +642,8 @@ impl Runner {
             candidate,
             tokenizer: &self.parts.tokenizer,
             windows: &self.parts.windows,
+            examples: &self.parts.examples,
+            running: Subject::Candidate,
             batch: self.parts.batch,
             book: &mut self.book,
             progress: &mut tell,

@@ -2,18 +2,14 @@
 //! accepts the candidate while the mean loss rises no more than allowed.
 //!
 //! The loss is the mean negative log-likelihood in nats per token; the perplexity its exponential.
-//! The rise is paired window by window and comes with a bootstrap confidence interval ([`stats`]).
+//! The rise is paired window by window and comes with a bootstrap confidence interval
+//! ([`plastic_plugin::stats`]).
 //! With `gate = "upper"` the upper end of that interval must stay below the limit: less is accepted,
 //! with more certainty.
 
-pub mod stats;
-
+use plastic_plugin::compare::{self, Losses, Pair};
 use plastic_plugin::prelude::*;
-use stats::Window;
-use std::collections::HashMap;
-
-/// Windows asked for at once: the host batches them, progress stays visible.
-const BATCH: usize = 8;
+use plastic_plugin::stats::{self, Cluster};
 
 plastic_plugin::choices! {
     /// What must not exceed the limit.
@@ -48,11 +44,14 @@ plastic_plugin::options! {
 #[derive(Default)]
 pub struct Perplexity {
     options: Options,
-    base: HashMap<u32, (f64, usize)>,
+    losses: Losses,
 }
 
 impl Evaluator for Perplexity {
     type Options = Options;
+
+    const METRICS: &'static [&'static str] =
+        &["loss", "loss-increase", "loss-base", "perplexity-base", "perplexity", "tokens-scored"];
 
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
@@ -60,38 +59,19 @@ impl Evaluator for Perplexity {
     }
 
     fn evaluate(&mut self, task: &Task, host: &dyn Measure) -> Result<Verdict, String> {
-        let available = host.windows();
-        let count = if self.options.windows == 0 { available } else { self.options.windows.min(available) };
-        if count == 0 {
-            return Err("there is no evaluation text: the data is shorter than one window".into());
-        }
-        let indices: Vec<u32> = (0..count).collect();
-        let mut windows = Vec::with_capacity(indices.len());
-        for batch in indices.chunks(BATCH) {
-            windows.extend(self.score(batch, host)?);
-        }
-        Ok(self.judge(task.seed, &windows))
+        let windows = compare::windows(host, self.options.windows)?;
+        let pairs = self.losses.of(host, &windows)?;
+        Ok(self.judge(task.seed, &pairs))
     }
 }
 
 impl Perplexity {
-    /// Losses of a batch of windows under both models.
-    fn score(&mut self, batch: &[u32], host: &dyn Measure) -> Result<Vec<Window>, String> {
-        let unknown: Vec<u32> = batch.iter().copied().filter(|i| !self.base.contains_key(i)).collect();
-        for (index, loss) in unknown.iter().zip(losses(Subject::Base, &unknown, host)?) {
-            self.base.insert(*index, loss);
-        }
-        let candidate = losses(Subject::Candidate, batch, host)?;
-        let pair = |(index, (candidate, tokens)): (&u32, (f64, usize))| match self.base.get(index) {
-            Some(&(base, n)) if n == tokens => Ok(Window { base, candidate, tokens: tokens as u32 }),
-            _ => Err(format!("the host scored different tokens of window {index} under base and candidate")),
-        };
-        batch.iter().zip(candidate).map(pair).collect()
-    }
-
     /// The verdict on what was measured.
-    fn judge(&self, seed: u64, windows: &[Window]) -> Verdict {
-        let (base, candidate, tokens) = stats::means(windows);
+    fn judge(&self, seed: u64, pairs: &[Pair]) -> Verdict {
+        let mean = |of: fn(&Pair) -> Cluster| stats::mean(&pairs.iter().map(of).collect::<Vec<_>>());
+        let (base, candidate) = (mean(Pair::of_base), mean(Pair::of_candidate));
+        let rises: Vec<Cluster> = pairs.iter().map(Pair::rise).collect();
+        let tokens = stats::tokens(&rises);
         let scored = Metric::new("tokens-scored", tokens as f64, "tokens").higher_is_better();
         if tokens == 0 || !base.is_finite() {
             return Verdict::reject("the loss of the base itself is not finite: the checkpoint or the data is broken")
@@ -108,7 +88,7 @@ impl Perplexity {
 
         let o = &self.options;
         let rise = candidate - base;
-        let interval = stats::bootstrap(windows, o.confidence, o.resamples, seed);
+        let interval = stats::bootstrap(&rises, o.confidence, o.resamples, seed);
         let gate = match (o.gate, interval) {
             (Gate::Upper, Some((_, high))) => high,
             _ => rise,
@@ -117,10 +97,10 @@ impl Perplexity {
 
         let mut reason = format!("loss {base:.4} → {candidate:.4} nats/token ({rise:+.4}");
         if let Some((low, high)) = interval {
-            let percent = (1e6 * o.confidence).round() / 1e4;
+            let percent = stats::percent(o.confidence);
             reason += &format!(", {percent} % between {low:+.4} and {high:+.4}");
         }
-        if let Some(error) = stats::standard_error(windows) {
+        if let Some(error) = stats::standard_error(&rises) {
             reason += &format!(", standard error {error:.4}");
         }
         let what = match (o.gate, interval) {
@@ -143,19 +123,6 @@ impl Perplexity {
         }
         verdict.metric(scored)
     }
-}
-
-/// Summed loss and number of tokens of each window.
-fn losses(subject: Subject, indices: &[u32], host: &dyn Measure) -> Result<Vec<(f64, usize)>, String> {
-    if indices.is_empty() {
-        return Ok(Vec::new());
-    }
-    let scores = host.score_windows(subject, indices)?;
-    if scores.len() != indices.len() {
-        return Err(format!("asked for {} windows, the host scored {}", indices.len(), scores.len()));
-    }
-    let loss = |logprobs: &Vec<f32>| (-logprobs.iter().map(|&l| f64::from(l)).sum::<f64>(), logprobs.len());
-    Ok(scores.iter().map(loss).collect())
 }
 
 export_evaluator!(Perplexity, name: "perplexity");

@@ -1,7 +1,18 @@
-//! What an evaluator sees of the model: losses of three subjects over the evaluation text.
+//! What an evaluator sees of the model: losses, divergences, answers and times of three subjects.
 //!
 //! Scores of the base are measured once a run and those of the current state once a step; only the
-//! candidate is ever scored twice the same way. Switching subjects moves handles, not tensors.
+//! candidate is ever scored twice the same way. Switching subjects moves handles, not tensors; it costs
+//! the float32 copies that the next subject widens again, so the model stays with a subject until another
+//! one is asked for. When the measuring ends it is in the candidate's state again.
+//!
+//! Every failure is a text for the evaluator. A base that computes no numbers is one; a candidate that
+//! does is for the evaluator to reject, so its NaN goes through.
+
+mod book;
+mod divergence;
+mod timing;
+
+pub use book::{ScoreBook, Subject};
 
 use super::elastic::{Elastic, Snapshot};
 use crate::mlx;
@@ -18,92 +29,6 @@ const MAX_SEQUENCE: usize = 8192;
 /// Tokens of one generated text.
 const MAX_GENERATED: u32 = 4096;
 
-/// Losses of one subject, window by window, and how fast they came.
-#[derive(Clone, Debug, Default)]
-pub struct Scores {
-    /// Log-probabilities of tokens 1.. of each window.
-    windows: Vec<Option<Vec<f32>>>,
-    /// Tokens and seconds of each batch.
-    speed: Vec<(usize, f64)>,
-}
-
-impl Scores {
-    fn new(windows: usize) -> Scores {
-        Scores { windows: vec![None; windows], speed: Vec::new() }
-    }
-
-    fn tokens_per_second(&self) -> Option<f64> {
-        // The first batch also pays for copies and page faults.
-        let rated = if self.speed.len() > 1 { &self.speed[1..] } else { &self.speed[..] };
-        let (tokens, seconds) = rated.iter().fold((0, 0.0), |(t, s), (a, b)| (t + a, s + b));
-        (seconds > 0.0).then(|| tokens as f64 / seconds)
-    }
-}
-
-/// Scores that outlive one evaluation.
-#[derive(Clone, Debug)]
-pub struct ScoreBook {
-    base: Scores,
-    current: Scores,
-    candidate: Scores,
-    seconds: f64,
-}
-
-impl ScoreBook {
-    /// For so many windows.
-    pub fn new(windows: usize) -> ScoreBook {
-        let empty = Scores::new(windows);
-        ScoreBook { base: empty.clone(), current: empty.clone(), candidate: empty, seconds: 0.0 }
-    }
-
-    /// Forgets the candidate.
-    pub fn begin(&mut self) {
-        self.candidate = Scores::new(self.base.windows.len());
-        self.seconds = 0.0;
-    }
-
-    /// The candidate became current.
-    pub fn promote(&mut self) {
-        self.current = self.candidate.clone();
-    }
-
-    /// Seconds the model was at work since [`ScoreBook::begin`].
-    pub fn seconds(&self) -> f64 {
-        self.seconds
-    }
-
-    /// Tokens scored a second: the base and the candidate.
-    pub fn tokens_per_second(&self) -> Option<[f64; 2]> {
-        Some([self.base.tokens_per_second()?, self.candidate.tokens_per_second()?])
-    }
-
-    fn of(&mut self, subject: Subject) -> &mut Scores {
-        match subject {
-            Subject::Base => &mut self.base,
-            Subject::Current => &mut self.current,
-            Subject::Candidate => &mut self.candidate,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subject {
-    Base,
-    Current,
-    Candidate,
-}
-
-impl Subject {
-    fn parse(name: &str) -> Result<Subject, String> {
-        match name {
-            "base" => Ok(Subject::Base),
-            "current" => Ok(Subject::Current),
-            "candidate" => Ok(Subject::Candidate),
-            other => Err(format!("unknown subject {other:?}: use base, current or candidate")),
-        }
-    }
-}
-
 /// [`Measure`] over an elastic model that runs the candidate.
 pub struct HostMeasure<'a> {
     /// The model, in the candidate's state.
@@ -116,25 +41,63 @@ pub struct HostMeasure<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Evaluation text.
     pub windows: &'a [Vec<u32>],
+    /// Prompts with answers, from the same file.
+    pub examples: &'a [Example],
     /// Windows scored in one batch.
     pub batch: usize,
     /// Scores kept over evaluations.
     pub book: &'a mut ScoreBook,
+    /// The subject whose state the model is in: at first the candidate.
+    pub running: Subject,
     /// Told (windows scored, windows asked for); answers whether to go on.
     pub progress: &'a mut dyn FnMut(u64, u64) -> bool,
 }
 
 impl HostMeasure<'_> {
-    /// Runs `f` with a subject in the place of the candidate.
+    /// Runs `f` with the model in a subject's state, and remembers the memory it took.
     fn with<T>(&mut self, subject: Subject, f: impl FnOnce(&mut Self) -> T) -> T {
-        match subject {
-            Subject::Candidate => return f(self),
-            Subject::Base => self.elastic.wake_all(),
-            Subject::Current => self.elastic.restore(self.current),
+        if self.running != subject {
+            match subject {
+                Subject::Base => self.elastic.wake_all(),
+                Subject::Current => self.elastic.restore(self.current),
+                Subject::Candidate => self.elastic.restore(self.candidate),
+            }
+            self.running = subject;
         }
+        mlx::memory::reset_peak();
         let out = f(self);
-        self.elastic.restore(self.candidate);
+        let scores = self.book.of(subject);
+        scores.peak = scores.peak.max(mlx::memory::mlx().1);
         out
+    }
+
+    /// The float32 copies a subject works with: the model's work, though not at the speed it is judged by.
+    fn warm(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        let warmed = self.elastic.model().warm().map_err(|e| e.to_string());
+        self.book.seconds += begun.elapsed().as_secs_f64();
+        warmed
+    }
+
+    /// Those of `indices` that `is_known` does not know, each once.
+    ///
+    /// # Errors
+    /// When there is no such window, or more are asked for than there are.
+    fn missing(&self, indices: &[u32], is_known: impl Fn(usize) -> bool) -> Result<Vec<usize>, String> {
+        let count = self.windows.len();
+        if indices.len() > count {
+            return Err(format!("{} windows asked for at once; the evaluation text has {count}", indices.len()));
+        }
+        if let Some(bad) = indices.iter().find(|i| **i as usize >= count) {
+            return Err(format!("there is no window {bad}; the evaluation text has {count}"));
+        }
+        let mut missing: Vec<usize> = Vec::new();
+        for i in indices.iter().map(|i| *i as usize) {
+            if !is_known(i) && !missing.contains(&i) {
+                missing.push(i);
+            }
+        }
+        Ok(missing)
     }
 
     /// Tells how far things are.
@@ -193,29 +156,13 @@ impl Measure for HostMeasure<'_> {
 
     fn score_windows(&mut self, subject: &str, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {
         let subject = Subject::parse(subject)?;
-        let count = self.windows.len();
-        if indices.len() > count {
-            return Err(format!("{} windows asked for at once; the evaluation text has {count}", indices.len()));
-        }
-        if let Some(bad) = indices.iter().find(|i| **i as usize >= count) {
-            return Err(format!("there is no window {bad}; the evaluation text has {count}"));
-        }
-        let mut missing: Vec<usize> = Vec::new();
-        for &i in indices {
-            let i = i as usize;
-            if self.book.of(subject).windows[i].is_none() && !missing.contains(&i) {
-                missing.push(i);
-            }
-        }
-        let total = missing.len() as u64;
-        self.go_on((count as u64).saturating_sub(total), count as u64)?;
-        let all = count as u64;
+        let scored = &self.book.of(subject).windows.iter().map(Option::is_some).collect::<Vec<_>>();
+        let missing = self.missing(indices, |i| scored[i])?;
+        let (total, all) = (missing.len() as u64, self.windows.len() as u64);
+        self.go_on(all.saturating_sub(total), all)?;
         let scored = self.with(subject, |m| -> Result<(), String> {
             if total > 0 {
-                // The model's work, though not at the speed it is judged by.
-                let begun = Instant::now();
-                m.elastic.model().warm().map_err(|e| e.to_string())?;
-                m.book.seconds += begun.elapsed().as_secs_f64();
+                m.warm()?;
             }
             for part in missing.chunks(m.batch.max(1)) {
                 let done = m.book.of(subject).windows.iter().flatten().count();
@@ -255,7 +202,10 @@ impl Measure for HostMeasure<'_> {
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<u32>, String> {
-        self.tokenizer.encode(text, true).map_err(|e| e.to_string())
+        let encode = |special| self.tokenizer.encode(text, special).map_err(|e| e.to_string());
+        let (with, without) = (encode(true)?, encode(false)?);
+        // A chat template writes the token that begins a text itself; it must not come twice.
+        Ok(if with.first() == without.first() { without } else { with })
     }
 
     fn detokenize(&self, tokens: &[u32]) -> Result<String, String> {
@@ -264,39 +214,48 @@ impl Measure for HostMeasure<'_> {
 
     fn counters(&mut self, subject: &str) -> Result<Vec<Metric>, String> {
         let subject = Subject::parse(subject)?;
-        let speed = self.book.of(subject).tokens_per_second();
-        let (parameters, resident) =
-            self.with(subject, |m| (m.elastic.parameters(), m.elastic.model().resident().total()));
-        let metric = |name: &str, value: f64, unit: &str, higher_is_better| Metric {
-            name: name.into(),
-            value,
-            unit: unit.into(),
-            higher_is_better,
-            low: None,
-            high: None,
-        };
+        let (parameters, resident) = self.with(subject, |m| {
+            // As it is at work, whatever it was asked before.
+            m.warm()?;
+            Ok::<_, String>((m.elastic.parameters(), m.elastic.model().resident().total()))
+        })?;
+        let scores = self.book.of(subject);
+        let (speed, peak) = (scores.tokens_per_second(), scores.peak);
         let mut out = vec![
             metric("awake-parameters", parameters as f64, "", false),
             metric("resident-bytes", resident as f64, "bytes", false),
-            metric("peak-bytes", mlx::memory::mlx().1 as f64, "bytes", false),
+            metric("peak-bytes", peak as f64, "bytes", false),
         ];
         out.extend(speed.map(|s| metric("scored-tokens-per-second", s, "tokens/s", true)));
         Ok(out)
     }
 
-    fn divergence(&mut self, _: &str, _: &str, _: &[u32]) -> Result<Vec<Vec<f32>>, String> {
-        Err("divergence is not measured yet".into())
+    fn divergence(&mut self, reference: &str, of: &str, indices: &[u32]) -> Result<Vec<Vec<f32>>, String> {
+        self.diverge(Subject::parse(reference)?, Subject::parse(of)?, indices)
     }
 
     fn examples(&self) -> u32 {
-        0
+        self.examples.len() as u32
     }
 
     fn example(&self, index: u32) -> Result<Example, String> {
-        Err(format!("there is no example {index}"))
+        let none = || format!("there is no example {index}; the evaluation text has {}", self.examples.len());
+        self.examples.get(index as usize).cloned().ok_or_else(none)
     }
 
-    fn timing(&mut self, _: &str, _: u32, _: u32) -> Result<Vec<Metric>, String> {
-        Err("decoding is not timed yet".into())
+    fn timing(&mut self, subject: &str, prompt_tokens: u32, new_tokens: u32) -> Result<Vec<Metric>, String> {
+        self.time(Subject::parse(subject)?, prompt_tokens, new_tokens)
     }
+}
+
+impl Drop for HostMeasure<'_> {
+    fn drop(&mut self) {
+        if self.running != Subject::Candidate {
+            self.elastic.restore(self.candidate);
+        }
+    }
+}
+
+fn metric(name: &str, value: f64, unit: &str, higher_is_better: bool) -> Metric {
+    Metric { name: name.into(), value, unit: unit.into(), higher_is_better, low: None, high: None }
 }
