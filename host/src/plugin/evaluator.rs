@@ -9,7 +9,6 @@ use super::contract::{Info, Task, Verdict};
 use super::sandbox::{Sandbox, State};
 use super::v1::evaluator::{self as wit, EvaluatorPre, measure};
 use super::{CallCost, Evaluator, Fault, FaultClass, Measure, Origin, answer, desk, v1};
-use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{Component, HasSelf, Linker};
 
@@ -38,12 +37,13 @@ impl WasmEvaluator {
         mut sandbox: Sandbox,
     ) -> Result<WasmEvaluator, Fault> {
         let mut linker = Linker::new(component.engine());
-        let pre = super::sandbox::link_host(&mut linker)
+        let pre = sandbox
+            .link(&mut linker)
             .and_then(|()| measure::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state))
             .and_then(|()| linker.instantiate_pre(component))
             .and_then(EvaluatorPre::new)
             .map_err(|e| super::wasm::mismatch(artifact, &e))?;
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let instance = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?.0;
         // Only here are the types of the exported functions compared with the contract's.
         let bindings = wit::Evaluator::new(&mut store, &instance).map_err(|e| super::wasm::mismatch(artifact, &e))?;
@@ -63,7 +63,7 @@ impl WasmEvaluator {
         }
         let sandbox = &self.sandbox;
         tracing::debug!(target: "plugin", plugin = %sandbox.plugin, "builds a new instance");
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let bindings = sandbox.call(&mut store, "instantiate", |s| self.pre.instantiate(s))?.0;
         let mut live = Live { store, guest: bindings.plastic_rank_judge().clone() };
         if let Some(options) = &self.options {
@@ -80,7 +80,7 @@ impl Live {
         sandbox: &Sandbox,
         function: &str,
         f: impl FnOnce(&wit::Guest, &mut Store<State>) -> wasmtime::Result<R>,
-    ) -> Result<(R, Duration), Fault> {
+    ) -> Result<(R, CallCost), Fault> {
         let guest = &self.guest;
         sandbox.call(&mut self.store, function, |s| f(guest, s))
     }
@@ -91,7 +91,7 @@ impl Live {
         sandbox: &Sandbox,
         task: &Task,
         measure: &mut dyn Measure,
-    ) -> Result<(Result<wit::Verdict, String>, Duration), Fault> {
+    ) -> Result<(Result<wit::Verdict, String>, CallCost), Fault> {
         let (desk, questions) = desk::open();
         self.store.data_mut().desk = Some(desk);
         // The guest's stack lies on the thread's.
@@ -129,20 +129,20 @@ impl Evaluator for WasmEvaluator {
     fn configure(&mut self, options: &serde_json::Value) -> Result<(), Fault> {
         let options = options.to_string();
         let mut live = self.take()?;
-        let (answer, wall) = live.call(&self.sandbox, "configure", |g, s| g.call_configure(s, &options))?;
+        let (answer, cost) = live.call(&self.sandbox, "configure", |g, s| g.call_configure(s, &options))?;
         // Half-told is not told: an instance that refused its options is dropped here.
         answer.map_err(|e| self.sandbox.refused("configure", &e))?;
         self.options = Some(options);
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(())
     }
 
     fn evaluate(&mut self, task: &Task, measure: &mut dyn Measure) -> Result<Verdict, Fault> {
         let mut live = self.take()?;
-        let (answer, wall) = live.evaluate(&self.sandbox, task, measure)?;
+        let (answer, cost) = live.evaluate(&self.sandbox, task, measure)?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         let mut verdict = v1::verdict(answer.map_err(|e| self.sandbox.refused("evaluate", &e))?);
         answer::verdict(&mut verdict, &self.sandbox.limits).map_err(|m| self.sandbox.fault(FaultClass::Answer, m))?;
         Ok(verdict)

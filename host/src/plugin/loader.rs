@@ -9,13 +9,21 @@ pub struct Loader {
     rules: Rules,
     limits: Limits,
     cache: Option<PathBuf>,
+    compiler: Option<PathBuf>,
 }
 
 impl Loader {
     /// Compiled code is kept under `cache`, where one is given.
     pub fn new(rules: Rules, cache: Option<PathBuf>) -> Loader {
         let limits = rules.limits();
-        Loader { rules, limits, cache }
+        Loader { rules, limits, cache, compiler: None }
+    }
+
+    /// Compiles in a process of this program, which must be plastic-host, under the limits of
+    /// compiling.
+    #[must_use]
+    pub fn compiled_by(self, program: PathBuf) -> Loader {
+        Loader { compiler: Some(program), ..self }
     }
 
     /// The rules in force.
@@ -33,7 +41,7 @@ impl Loader {
     /// # Errors
     /// As [`wasm::load_policy`](super::load_policy).
     pub fn policy(&self, path: &Path) -> Result<Box<dyn Policy>, Fault> {
-        wasm::load_policy(path, &self.limits, self.cache.as_deref())
+        wasm::policy(path, &self.workshop())
     }
 
     /// Loads an evaluator.
@@ -41,6 +49,10 @@ impl Loader {
     /// # Errors
     /// As [`wasm::load_policy`](super::load_policy).
     pub fn evaluator(&self, path: &Path) -> Result<Box<dyn Evaluator>, Fault> {
-        wasm::load_evaluator(path, &self.limits, self.cache.as_deref())
+        wasm::evaluator(path, &self.workshop())
+    }
+
+    fn workshop(&self) -> wasm::Workshop<'_> {
+        wasm::Workshop { limits: &self.limits, cache: self.cache.as_deref(), compiler: self.compiler.as_deref() }
     }
 }

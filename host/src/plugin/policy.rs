@@ -9,7 +9,6 @@ use super::contract::{Info, Observation, Plan, Run, Slice};
 use super::sandbox::{Sandbox, State};
 use super::v1::policy::{self as wit, RankPolicy, RankPolicyPre};
 use super::{CallCost, Fault, FaultClass, Origin, Policy, answer, v1};
-use std::time::Duration;
 use wasmtime::Store;
 use wasmtime::component::{Component, Instance, Linker, TypedFunc};
 
@@ -56,7 +55,8 @@ impl WasmPolicy {
     /// Links and instantiates a compiled policy and lets it describe itself.
     pub(super) fn new(artifact: &Artifact, component: &Component, mut sandbox: Sandbox) -> Result<WasmPolicy, Fault> {
         let mut linker = Linker::new(component.engine());
-        let pre = super::sandbox::link_host(&mut linker)
+        let pre = sandbox
+            .link(&mut linker)
             .and_then(|()| linker.instantiate_pre(component))
             .and_then(RankPolicyPre::new)
             .map_err(|e| super::wasm::mismatch(artifact, &e))?;
@@ -78,9 +78,9 @@ impl WasmPolicy {
             Some(live) => live,
             None => self.rebuild()?,
         };
-        let (answer, wall) = live.call(&self.sandbox, function, f)?;
+        let (answer, cost) = live.call(&self.sandbox, function, f)?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(answer)
     }
 
@@ -120,7 +120,7 @@ impl WasmPolicy {
 
 impl Live {
     fn new(sandbox: &Sandbox, pre: &RankPolicyPre<State>, artifact: &Artifact) -> Result<Live, Fault> {
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let instance = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?.0;
         // Only here are the types of the exported functions compared with the contract's.
         let bindings = RankPolicy::new(&mut store, &instance).map_err(|e| super::wasm::mismatch(artifact, &e))?;
@@ -130,7 +130,7 @@ impl Live {
     }
 
     fn again(sandbox: &Sandbox, pre: &RankPolicyPre<State>) -> Result<Live, Fault> {
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let (instance, _) = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?;
         let parts = RankPolicy::new(&mut store, &instance).and_then(|b| Ok((b, optional(&mut store, &instance)?)));
         // Checked when the plugin was loaded.
@@ -144,7 +144,7 @@ impl Live {
         sandbox: &Sandbox,
         function: &str,
         f: impl FnOnce(&wit::Guest, &mut Store<State>) -> wasmtime::Result<R>,
-    ) -> Result<(R, Duration), Fault> {
+    ) -> Result<(R, CallCost), Fault> {
         let guest = &self.guest;
         sandbox.call(&mut self.store, function, |s| f(guest, s))
     }
@@ -230,9 +230,9 @@ impl Policy for WasmPolicy {
             self.live = Some(live);
             return Ok(String::new());
         };
-        let ((text,), wall) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
+        let ((text,), cost) = live.call(&self.sandbox, "report", |_, s| report.call(s, ()))?;
         self.live = Some(live);
-        self.cost = CallCost { wall };
+        self.cost = cost;
         Ok(super::text::clean(&text, self.sandbox.limits.log_bytes))
     }
 

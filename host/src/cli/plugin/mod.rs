@@ -1,6 +1,7 @@
 //! `plastic-host plugin`: everything about plugins that needs no model. One file a verb.
 
 mod build;
+mod compile;
 mod inspect;
 mod record;
 mod replay;
@@ -25,6 +26,9 @@ enum Verb {
     Record(record::RecordArgs),
     /// Put a policy to work on a recording, without a model
     Replay(replay::ReplayArgs),
+    /// Compile a plugin under limits, for the host itself
+    #[command(hide = true)]
+    Compile(compile::CompileArgs),
 }
 
 /// Runs the verb.
@@ -34,6 +38,7 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Inspect(a) => inspect::run(a, g),
         Verb::Record(a) => record::run(a, g),
         Verb::Replay(a) => replay::run(a, g),
+        Verb::Compile(a) => Ok(compile::run(a)),
     }
 }
 
