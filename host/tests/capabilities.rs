@@ -267,6 +267,12 @@ fn what_can_no_longer_be_promised_is_said() {
     assert!(!log.contains("is given"), "{log}");
 }
 
+#[test]
+fn instances_are_counted() {
+    let fault = load_policy(plugin("energy"), &Limits { instances: 1, ..Limits::default() }, None).err().unwrap();
+    check(&fault, FaultClass::Memory, &["`instantiate` needs more than 1 of a kind, the limit (instances)"]);
+}
+
 fn hostile(attack: &str, limits: &Limits) -> Result<Plan, Fault> {
     let (run, slices, seen) = model();
     let mut policy = load_policy(plugin("hostile/policy"), limits, None).unwrap();
@@ -417,5 +423,64 @@ mod compiler {
             }
         });
         assert_eq!(std::fs::read_dir(cache.path().join("plugins")).unwrap().count(), 2, "one entry, nothing left over");
+    }
+}
+
+/// Run by hand: `cargo test --release -p plastic-host --test capabilities -- --ignored --nocapture`.
+/// `PLUGIN` may name another policy, whose loading is measured.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn what_it_costs() {
+    let best = |n: u32, f: &mut dyn FnMut()| {
+        let one = |_| {
+            let started = Instant::now();
+            f();
+            started.elapsed()
+        };
+        (0..n).map(one).min().unwrap()
+    };
+    let path = std::env::var_os("PLUGIN").map_or_else(|| plugin("energy").to_owned(), PathBuf::from);
+    let rules = Rules { memory_mib: 1024, ..Rules::default() };
+    let cache = tempfile::tempdir().unwrap();
+    let compiler = || PathBuf::from(env!("CARGO_BIN_EXE_plastic-host"));
+    let load = |cache: Option<&Path>, process: bool| {
+        let loader = Loader::new(rules.clone(), cache.map(Path::to_owned));
+        let loader = if process { loader.compiled_by(compiler()) } else { loader };
+        drop(loader.policy(&path).unwrap());
+    };
+    println!("cold, in this process: {:?}", best(5, &mut || load(None, false)));
+    println!("cold, in a process of its own: {:?}", best(5, &mut || load(None, true)));
+    load(Some(cache.path()), false);
+    println!("warm: {:?}", best(50, &mut || load(Some(cache.path()), true)));
+    println!("  of it, reading the file: {:?}", best(20, &mut || drop(std::fs::read(&path).unwrap())));
+    let bytes = std::fs::read(&path).unwrap();
+    use sha2::Digest;
+    println!("  of it, its SHA-256: {:?}", best(20, &mut || _ = sha2::Sha256::digest(&bytes)));
+    let inspect = || drop(plastic_host::plugin::Artifact::read(&path, &Limits::default()).unwrap());
+    println!("  of it, reading, hashing and reading the imports: {:?}", best(20, &mut || inspect()));
+    let entries = std::fs::read_dir(cache.path().join("plugins")).unwrap().map(|f| f.unwrap().path());
+    let code = entries.filter(|f| f.extension().is_some_and(|e| e == "cwasm")).next().unwrap();
+    println!("  of it, reading the code: {:?}", best(20, &mut || drop(std::fs::read(&code).unwrap())));
+    let code = std::fs::read(code).unwrap();
+    println!("  of it, its BLAKE3, of {} bytes: {:?}", code.len(), best(20, &mut || _ = blake3::hash(&code)));
+
+    for (name, limits) in [
+        ("wall clock only", Limits::default()),
+        ("with fuel", Limits { fuel: Some(1 << 40), ..Limits::default() }),
+        ("deterministic", Limits { deterministic: true, ..Limits::default() }),
+    ] {
+        let (mut run, slices, mut seen) = model();
+        let slices = vec![slices[0].clone(); 210];
+        seen.slices = vec![seen.slices[0].clone(); 210];
+        seen.series = (0..210).map(|i| Series { slice: i, need: 0, offset: 576 * i, len: 576 }).collect();
+        seen.values = (0..210).flat_map(|i| (0..576).map(move |k| (1 + i % 7) as f32 / (1 + k) as f32)).collect();
+        (run.parameters, run.budget, seen.awake) = (210 * 4096, 210 * 2048, 210 * 4096);
+        for name_of in ["energy", "hostile/policy"] {
+            let mut policy = load_policy(plugin(name_of), &limits, None).unwrap();
+            policy.configure(&json!({})).unwrap();
+            policy.start(&run, &slices).unwrap();
+            let least = best(300, &mut || drop(policy.decide(&seen).unwrap()));
+            println!("{name}: {name_of} decides 210 × 576 in {least:?}, {:?}", policy.last_cost().fuel);
+        }
     }
 }

@@ -51,7 +51,7 @@ impl Default for Rules {
             memory_mib: 256,
             stack_kib: 512,
             table_elements: 100_000,
-            instances: 32,
+            instances: 64,
             transfer_mib: 16,
             log_lines: 100,
             log_kib: 64,

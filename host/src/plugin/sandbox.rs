@@ -259,6 +259,14 @@ impl Sandbox {
         if let Some(refused) = &state.watch.refused {
             return self.fault(FaultClass::Memory, format!("`{function}` {refused}"));
         }
+        // The same goes for this one, which names what there is too much of.
+        if let Some(what) = root.strip_prefix("resource limit exceeded: ") {
+            let limit = self.limits.instances;
+            return self.fault(
+                FaultClass::Memory,
+                format!("`{function}` needs more than {limit} of a kind, the limit (instances): {what}"),
+            );
+        }
         let panic = state.log.panic.as_deref();
         self.fault(FaultClass::Trap, format!("`{function}`: {}", panic.unwrap_or(&root)))
     }
