@@ -543,7 +543,13 @@ fn the_system_interface_is_refused_before_anything_is_compiled() {
         (import "wasi:clocks/wall-clock@0.2.0" (instance (export "now" (func (result u64)))))
         (instance (export "plastic:rank/policy@1.0.0")))"#;
     let fault = refused(&file(&dir, "wasi.wasm", &wat::parse_str(wasi).unwrap()));
-    check(&fault, FaultClass::Load, &["imports `wasi:clocks/wall-clock@0.2.0`", "wasm32-unknown-unknown"]);
+    let words = ["imports `wasi:clocks/wall-clock@0.2.0`", "--grant clock", "wasm32-unknown-unknown"];
+    check(&fault, FaultClass::Load, &words);
+    let net = r#"(component
+        (import "wasi:sockets/tcp@0.2.0" (instance (export "connect" (func))))
+        (instance (export "plastic:rank/policy@1.0.0")))"#;
+    let fault = refused(&file(&dir, "net.wasm", &wat::parse_str(net).unwrap()));
+    check(&fault, FaultClass::Load, &["imports `wasi:sockets/tcp@0.2.0`", "no plugin gets the network"]);
     let core = r#"(module (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
         (func (export "plastic:rank/policy@1.0.0#decide")))"#;
     let fault = refused(&file(&dir, "wasi-core.wasm", &wat::parse_str(core).unwrap()));
@@ -671,7 +677,7 @@ mod cache {
         let cache = tempfile::tempdir().unwrap();
         load(cache.path());
         let good = fs::read(entry(cache.path())).unwrap();
-        let digest = entry(cache.path()).with_extension("cwasm.sha256");
+        let digest = entry(cache.path()).with_extension("cwasm.blake3");
         let damages: [&dyn Fn(); 4] = [
             &|| fs::write(entry(cache.path()), &good[..good.len() / 2]).unwrap(),
             &|| {
@@ -687,9 +693,8 @@ mod cache {
             load(cache.path());
             assert_eq!(fs::read(entry(cache.path())).unwrap().len(), good.len(), "the entry is good again");
             let recorded = fs::read_to_string(&digest).unwrap();
-            use sha2::Digest;
-            let code = sha2::Sha256::digest(fs::read(entry(cache.path())).unwrap());
-            assert_eq!(recorded, code.iter().map(|b| format!("{b:02x}")).collect::<String>());
+            let code = fs::read(entry(cache.path())).unwrap();
+            assert_eq!(recorded, blake3::hash(&code).to_hex().as_str());
         }
     }
 
@@ -697,11 +702,10 @@ mod cache {
     fn an_entry_that_is_no_code_is_compiled_again() {
         let cache = tempfile::tempdir().unwrap();
         load(cache.path());
-        use sha2::Digest;
         let junk = b"not compiled code, but with the right digest";
-        let digest: String = sha2::Sha256::digest(junk).iter().map(|b| format!("{b:02x}")).collect();
+        let digest = blake3::hash(junk).to_hex();
         fs::write(entry(cache.path()), junk).unwrap();
-        fs::write(entry(cache.path()).with_extension("cwasm.sha256"), digest).unwrap();
+        fs::write(entry(cache.path()).with_extension("cwasm.blake3"), digest.as_bytes()).unwrap();
         load(cache.path());
         assert!(fs::metadata(entry(cache.path())).unwrap().len() > 10_000);
     }

@@ -2,8 +2,8 @@
 
 use super::trust::TrustArgs;
 use crate::model::paths;
-use crate::plugin::{Loader, Rules};
-use anyhow::Context;
+use crate::plugin::{Grant, Loader, Rules};
+use anyhow::{Context, bail};
 
 /// What plugins may do and use.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -15,11 +15,21 @@ pub struct RuleArgs {
     /// Memory a plugin may use, MiB [default: 256]
     #[arg(long, value_name = "MIB")]
     pub plugin_memory: Option<u64>,
-    /// Another limit of plugins: stack_kib, table_elements, transfer_mib, log_lines, file_mib
+    /// Another limit of plugins, by name: stack_kib, table_elements, instances, transfer_mib, log_lines,
+    /// log_kib, plan_actions, text_kib, file_mib, compile_seconds, compile_mib
     #[arg(long, value_name = "NAME=NUMBER")]
     pub plugin_limit: Vec<String>,
     #[command(flatten)]
     pub trust: TrustArgs,
+    /// Fuel one plugin call may burn, about one unit an instruction: a limit that is the same everywhere
+    #[arg(long, value_name = "UNITS")]
+    pub fuel: Option<u64>,
+    /// Same input, same plan, on every machine; plugins run slower
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Give plugins something beyond the contract: clock, random, env=NAME, read=DIR
+    #[arg(long, value_name = "WHAT")]
+    pub grant: Vec<Grant>,
 }
 
 impl RuleArgs {
@@ -39,21 +49,20 @@ impl RuleArgs {
                 .split_once('=')
                 .with_context(|| format!("--plugin-limit {text:?} is not of the form name=number"))?;
             let number = number.parse().with_context(|| format!("--plugin-limit {name}: {number:?} is no number"))?;
-            let field = match name {
-                "seconds" => &mut rules.seconds,
-                "memory_mib" => &mut rules.memory_mib,
-                "stack_kib" => &mut rules.stack_kib,
-                "table_elements" => &mut rules.table_elements,
-                "transfer_mib" => &mut rules.transfer_mib,
-                "log_lines" => &mut rules.log_lines,
-                "file_mib" => &mut rules.file_mib,
-                _ => anyhow::bail!(
-                    "--plugin-limit: there is no limit {name:?}; there are stack_kib, table_elements, transfer_mib, log_lines, file_mib"
-                ),
+            let Some(field) = rules.limit(name) else {
+                let names: Vec<&str> = Rules::limit_names().collect();
+                bail!("--plugin-limit: there is no limit {name:?}; there are {}", names.join(", "));
             };
             *field = number;
         }
         self.trust.over(&mut rules)?;
+        rules.fuel = self.fuel.or(rules.fuel);
+        rules.deterministic |= self.deterministic;
+        for grant in &self.grant {
+            if !rules.grants.contains(grant) {
+                rules.grants.push(grant.clone());
+            }
+        }
         rules.check()?;
         Ok(rules)
     }
@@ -63,6 +72,17 @@ impl RuleArgs {
     /// # Errors
     /// As [`RuleArgs::over`].
     pub fn loader(&self) -> anyhow::Result<Loader> {
-        Ok(Loader::new(self.over(Rules::default())?, paths::cache_dir()))
+        Ok(loader(self.over(Rules::default())?))
+    }
+}
+
+/// A loader that keeps compiled code in the cache directory of this user and compiles in a process of
+/// this program.
+pub fn loader(rules: Rules) -> Loader {
+    let loader = Loader::new(rules, paths::cache_dir());
+    match std::env::current_exe() {
+        // A test of this crate is another program.
+        Ok(program) if program.file_stem().is_some_and(|n| n == "plastic-host") => loader.compiled_by(program),
+        _ => loader,
     }
 }

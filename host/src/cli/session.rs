@@ -279,7 +279,7 @@ fn prepare(
         }
     }
     // What is cheap and likely to be wrong comes first.
-    let loader = Loader::new(config.plugins.clone(), paths::cache_dir());
+    let loader = super::rules::loader(config.plugins.clone());
     let policies = Policies {
         line: policies(&loader, &mut config.policy, Role::Policy, earlier)?,
         shadows: policies(&loader, &mut config.shadow, Role::Shadow, earlier)?,

@@ -5,8 +5,7 @@
 //! recorded beside the entry must match. Whatever is wrong with an entry, the plugin is compiled
 //! again; a directory that cannot be used costs time, never a run.
 
-use super::component::{Artifact, hex};
-use sha2::{Digest, Sha256};
+use super::component::Artifact;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
@@ -36,7 +35,7 @@ impl Entry {
     }
 
     fn digest(&self) -> PathBuf {
-        self.dir.join(format!("{}.cwasm.sha256", self.name))
+        self.dir.join(format!("{}.cwasm.blake3", self.name))
     }
 
     /// The compiled plugin, where a sound entry is there.
@@ -47,7 +46,8 @@ impl Entry {
         }
         let code = fs::read(self.code()).ok()?;
         let recorded = fs::read_to_string(self.digest()).ok()?;
-        if recorded.trim() != hex(&Sha256::digest(&code)) {
+        // Python plugins compile to tens of megabytes: this digest is the fast one.
+        if recorded.trim() != blake3::hash(&code).to_hex().as_str() {
             tracing::warn!(target: "plugin", "{} does not match its digest; compiling the plugin again", self.code().display());
             return None;
         }
@@ -64,18 +64,17 @@ impl Entry {
     }
 
     /// Keeps a compiled plugin for the next start.
-    pub(super) fn save(&self, component: &Component) {
-        if let Err(e) = self.try_save(component) {
+    pub(super) fn save(&self, code: &[u8]) {
+        if let Err(e) = self.try_save(code) {
             tracing::debug!(target: "plugin", "compiled plugins cannot be kept in {}: {e}", self.dir.display());
         }
     }
 
-    fn try_save(&self, component: &Component) -> std::io::Result<()> {
+    fn try_save(&self, code: &[u8]) -> std::io::Result<()> {
         make_private(&self.dir)?;
-        let code = component.serialize().map_err(|e| std::io::Error::other(e.to_string()))?;
         // The digest goes first: a reader that meets the old code beside it compiles again.
-        put(&self.dir, &self.digest(), hex(&Sha256::digest(&code)).as_bytes())?;
-        put(&self.dir, &self.code(), &code)
+        put(&self.dir, &self.digest(), blake3::hash(code).to_hex().as_bytes())?;
+        put(&self.dir, &self.code(), code)
     }
 }
 

@@ -2,18 +2,21 @@
 //! what it imports. Bare core modules, as `cargo build` leaves them, are wrapped into components.
 
 use super::limits::{Limits, size};
-use super::{Fault, FaultClass};
+use super::{Fault, FaultClass, Grant, grants};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use wasmparser::{Encoding, Parser, Payload};
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentType, ComponentTypeRef,
+    InstanceTypeDeclaration, Parser, Payload,
+};
 
 /// Major version of the contract this host speaks.
 pub const API_MAJOR: u64 = 1;
 /// The version of the contract this host was built with.
 pub const API_VERSION: &str = "1.0.0";
 
-const PACKAGE: &str = "plastic:rank/";
+pub(super) const PACKAGE: &str = "plastic:rank/";
 
 /// The two kinds of plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -47,10 +50,13 @@ pub struct Artifact {
     pub api: String,
     /// Interfaces it imports, as written in the file.
     pub imports: Vec<String>,
+    /// Of what the operator grants, what it makes use of.
+    pub grants: Vec<Grant>,
     /// Bytes of the file.
     pub size: u64,
+    /// Built on the system interface.
+    pub(super) is_wasi: bool,
     bytes: Vec<u8>,
-    is_module: bool,
 }
 
 impl Artifact {
@@ -58,13 +64,13 @@ impl Artifact {
     ///
     /// # Errors
     /// [`FaultClass::Load`] where the file cannot be read, is no WebAssembly, is damaged, is no
-    /// plugin, or imports anything but the contract; [`FaultClass::Version`] where it was built for
+    /// plugin, or imports anything but the contract and what is granted; [`FaultClass::Version`] where it was built for
     /// another major version of the contract.
     pub fn read(path: &Path, limits: &Limits) -> Result<Artifact, Fault> {
         let fault = |class, message| Fault { plugin: path.display().to_string(), class, message };
         let bytes = bytes(path, limits).map_err(|m| fault(FaultClass::Load, m))?;
         let outline = Outline::of(&bytes).map_err(|m| fault(FaultClass::Load, m))?;
-        outline.check_imports().map_err(|m| fault(FaultClass::Load, m))?;
+        let grants = grants::permit(&outline.imports, &limits.grants).map_err(|m| fault(FaultClass::Load, m))?;
         let (kind, api) = outline.contract().map_err(|m| fault(FaultClass::Load, m))?;
         check_version(&api).map_err(|m| fault(FaultClass::Version, m))?;
         Ok(Artifact {
@@ -72,9 +78,10 @@ impl Artifact {
             sha256: hex(&Sha256::digest(&bytes)),
             kind,
             api,
-            imports: outline.imports,
+            grants,
+            is_wasi: grants::is_wasi(&outline.imports),
+            imports: outline.imports.into_iter().map(|i| i.name).collect(),
             size: bytes.len() as u64,
-            is_module: outline.is_module,
             bytes,
         })
     }
@@ -84,15 +91,28 @@ impl Artifact {
     /// # Errors
     /// [`FaultClass::Load`] where a core module cannot be wrapped.
     pub fn component(&self) -> Result<std::borrow::Cow<'_, [u8]>, Fault> {
-        if !self.is_module {
-            return Ok((&self.bytes).into());
-        }
-        encode(&self.bytes).map(Into::into).map_err(|e| self.fault(FaultClass::Load, e))
+        component(&self.bytes).map_err(|e| self.fault(FaultClass::Load, e))
+    }
+
+    /// The file's content.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// A fault of this plugin.
     pub(super) fn fault(&self, class: FaultClass, message: String) -> Fault {
         Fault { plugin: self.path.display().to_string(), class, message }
+    }
+}
+
+/// The bytes where they are a component, the component around them where they are a core module.
+///
+/// # Errors
+/// As [`encode`].
+pub(super) fn component(bytes: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, String> {
+    match Parser::is_core_wasm(bytes) {
+        true => encode(bytes).map(Into::into),
+        false => Ok(bytes.into()),
     }
 }
 
@@ -121,10 +141,19 @@ fn bytes(path: &Path, limits: &Limits) -> Result<Vec<u8>, String> {
     }
 }
 
+/// An interface a plugin imports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Import {
+    /// As written in the file.
+    pub name: String,
+    /// False where it is imported for the sake of its types alone.
+    pub has_functions: bool,
+}
+
 /// Names of the outermost imports and exports.
 struct Outline {
     is_module: bool,
-    imports: Vec<String>,
+    imports: Vec<Import>,
     exports: Vec<String>,
 }
 
@@ -136,51 +165,62 @@ impl Outline {
                 false => "is not WebAssembly; a plugin is a .wasm file, made by `plastic-host plugin build`".into(),
             });
         }
-        let damaged =
-            |e: wasmparser::BinaryReaderError| format!("is truncated or damaged ({e}); build or fetch it again");
-        let mut outline = Outline { is_module: false, imports: Vec::new(), exports: Vec::new() };
+        Outline::read(bytes).map_err(|e| format!("is truncated or damaged ({e}); build or fetch it again"))
+    }
+
+    fn read(bytes: &[u8]) -> Result<Outline, wasmparser::BinaryReaderError> {
+        let mut outline = Outline { is_module: Parser::is_core_wasm(bytes), imports: Vec::new(), exports: Vec::new() };
+        // By index, whether a type is an instance without functions.
+        let mut types_only = Vec::new();
         let mut depth = 0u32;
         for payload in Parser::new(0).parse_all(bytes) {
-            match payload.map_err(damaged)? {
-                Payload::Version { encoding, .. } if depth == 0 => outline.is_module = encoding == Encoding::Module,
+            match payload? {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ImportSection(s) if depth == 0 => {
                     for import in s.into_imports() {
-                        outline.imports.push(import.map_err(damaged)?.module.to_owned());
+                        outline.imports.push(Import { name: import?.module.to_owned(), has_functions: true });
                     }
                 }
                 Payload::ExportSection(s) if depth == 0 => {
                     for export in s {
-                        outline.exports.push(export.map_err(damaged)?.name.to_owned());
+                        outline.exports.push(export?.name.to_owned());
+                    }
+                }
+                Payload::ComponentTypeSection(s) if depth == 0 => {
+                    for ty in s {
+                        types_only.push(is_types_only(&ty?));
+                    }
+                }
+                Payload::ComponentAliasSection(s) if depth == 0 => {
+                    for alias in s {
+                        types_only.extend(is_type(&alias?).then_some(false));
                     }
                 }
                 Payload::ComponentImportSection(s) if depth == 0 => {
                     for import in s {
-                        outline.imports.push(import.map_err(damaged)?.name.name.to_owned());
+                        let import = import?;
+                        let has_functions = match import.ty {
+                            ComponentTypeRef::Instance(i) => types_only.get(i as usize) != Some(&true),
+                            _ => true,
+                        };
+                        types_only.extend(matches!(import.ty, ComponentTypeRef::Type(_)).then_some(false));
+                        outline.imports.push(Import { name: import.name.name.to_owned(), has_functions });
                     }
                 }
                 Payload::ComponentExportSection(s) if depth == 0 => {
                     for export in s {
-                        outline.exports.push(export.map_err(damaged)?.name.name.to_owned());
+                        let export = export?;
+                        types_only.extend((export.kind == ComponentExternalKind::Type).then_some(false));
+                        outline.exports.push(export.name.name.to_owned());
                     }
                 }
                 _ => {}
             }
         }
-        outline.imports.sort();
+        outline.imports.sort_by(|a, b| a.name.cmp(&b.name));
         outline.imports.dedup();
         Ok(outline)
-    }
-
-    /// Nothing but the contract may be imported: no files, no network, no clock, no randomness.
-    fn check_imports(&self) -> Result<(), String> {
-        let Some(import) = self.imports.iter().find(|i| !i.starts_with(PACKAGE)) else { return Ok(()) };
-        let why = match import.starts_with("wasi") {
-            true => "plugins get no system interface; build it for wasm32-unknown-unknown",
-            false => "plugins get nothing but plastic:rank; remove what needs it",
-        };
-        Err(format!("imports `{import}`: {why} (`plastic-host plugin build` does)"))
     }
 
     /// Kind and API version, from the name of the exported interface.
@@ -198,6 +238,25 @@ impl Outline {
         Err(format!(
             "is a WebAssembly {what} but no plugin: it exports neither plastic:rank/policy nor plastic:rank/judge"
         ))
+    }
+}
+
+/// Whether the type is an instance that has types to give, and nothing else.
+fn is_types_only(ty: &ComponentType) -> bool {
+    let ComponentType::Instance(parts) = ty else { return false };
+    let gives = |part: &InstanceTypeDeclaration| match part {
+        InstanceTypeDeclaration::Export { ty, .. } => !matches!(ty, ComponentTypeRef::Type(_)),
+        _ => false,
+    };
+    !parts.iter().any(gives)
+}
+
+/// Whether the alias adds a type.
+fn is_type(alias: &ComponentAlias) -> bool {
+    match alias {
+        ComponentAlias::InstanceExport { kind, .. } => *kind == ComponentExternalKind::Type,
+        ComponentAlias::Outer { kind, .. } => *kind == ComponentOuterAliasKind::Type,
+        ComponentAlias::CoreInstanceExport { .. } => false,
     }
 }
 

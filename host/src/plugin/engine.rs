@@ -15,6 +15,20 @@ pub(super) const TICK: Duration = Duration::from_millis(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Settings {
     stack_bytes: usize,
+    /// Guests count what they execute.
+    fuel: bool,
+    /// Not a number has one bit pattern, on every machine.
+    one_nan: bool,
+}
+
+impl Settings {
+    fn of(limits: &Limits) -> Settings {
+        Settings {
+            stack_bytes: limits.stack_bytes,
+            fuel: limits.fuel_budget().is_some(),
+            one_nan: limits.deterministic,
+        }
+    }
 }
 
 static ENGINES: Mutex<Vec<(Settings, Engine)>> = Mutex::new(Vec::new());
@@ -28,7 +42,7 @@ pub(super) fn engine(limits: &Limits) -> Result<Engine, String> {
         let (asked, most) = (size(limits.stack_bytes), size(MAX_STACK_BYTES));
         return Err(format!("a stack of {asked} was asked for (stack_bytes), at most {most} are possible"));
     }
-    let settings = Settings { stack_bytes: limits.stack_bytes };
+    let settings = Settings::of(limits);
     start_clock()?;
     let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, engine)) = engines.iter().find(|(s, _)| *s == settings) {
@@ -37,6 +51,8 @@ pub(super) fn engine(limits: &Limits) -> Result<Engine, String> {
     let mut config = Config::new();
     config.epoch_interruption(true);
     config.max_wasm_stack(settings.stack_bytes);
+    config.consume_fuel(settings.fuel);
+    config.cranelift_nan_canonicalization(settings.one_nan);
     // Results of relaxed instructions depend on the machine; plans must not.
     config.wasm_relaxed_simd(false);
     let engine = Engine::new(&config).map_err(|e| format!("wasmtime does not start: {e}"))?;

@@ -37,12 +37,13 @@ impl WasmEvaluator {
         mut sandbox: Sandbox,
     ) -> Result<WasmEvaluator, Fault> {
         let mut linker = Linker::new(component.engine());
-        let pre = super::sandbox::link_host(&mut linker)
+        let pre = sandbox
+            .link(&mut linker)
             .and_then(|()| measure::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state))
             .and_then(|()| linker.instantiate_pre(component))
             .and_then(EvaluatorPre::new)
             .map_err(|e| super::wasm::mismatch(artifact, &e))?;
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let instance = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?.0;
         // Only here are the types of the exported functions compared with the contract's.
         let bindings = wit::Evaluator::new(&mut store, &instance).map_err(|e| super::wasm::mismatch(artifact, &e))?;
@@ -62,7 +63,7 @@ impl WasmEvaluator {
         }
         let sandbox = &self.sandbox;
         tracing::debug!(target: "plugin", plugin = %sandbox.plugin, "builds a new instance");
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let bindings = sandbox.call(&mut store, "instantiate", |s| self.pre.instantiate(s))?.0;
         let mut live = Live { store, guest: bindings.plastic_rank_judge().clone() };
         if let Some(options) = &self.options {

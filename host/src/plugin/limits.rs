@@ -1,6 +1,7 @@
 //! What a plugin may use. Every limit is a field with a default; hitting one is a
 //! [`Fault`](super::Fault) of class `Memory` or `Timeout`, never harm to the host.
 
+use super::Grant;
 use std::time::Duration;
 
 const KIB: usize = 1 << 10;
@@ -35,7 +36,27 @@ pub struct Limits {
     pub plan_actions: usize,
     /// Bytes of one text in an answer: a reason, a summary.
     pub text_bytes: usize,
+    /// Instructions of one call, about; counted only where there is a limit, or with `deterministic`.
+    pub fuel: Option<u64>,
+    /// Results do not depend on the machine: one bit pattern for what is not a number, and fuel counted.
+    pub deterministic: bool,
+    /// Wall-clock time of compiling the plugin, where a process of its own does it.
+    pub compile_time: Duration,
+    /// Memory of that process.
+    pub compile_bytes: u64,
+    /// What the plugin is given beyond the contract.
+    pub grants: Vec<Grant>,
 }
+
+impl Limits {
+    /// Fuel of one call, where fuel is counted.
+    pub(super) fn fuel_budget(&self) -> Option<u64> {
+        self.fuel.or(self.deterministic.then_some(ENDLESS))
+    }
+}
+
+/// More fuel than any call burns; wasmtime counts in signed numbers.
+const ENDLESS: u64 = u64::MAX / 2;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -52,6 +73,11 @@ impl Default for Limits {
             log_bytes: 64 * KIB,
             plan_actions: 65_536,
             text_bytes: 4 * KIB,
+            fuel: None,
+            deterministic: false,
+            compile_time: Duration::from_secs(120),
+            compile_bytes: 2048 * MIB as u64,
+            grants: Vec::new(),
         }
     }
 }

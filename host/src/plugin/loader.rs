@@ -12,13 +12,14 @@ pub struct Loader {
     limits: Limits,
     cache: Option<PathBuf>,
     advises: bool,
+    compiler: Option<PathBuf>,
 }
 
 impl Loader {
     /// Compiled code is kept under `cache`, where one is given.
     pub fn new(rules: Rules, cache: Option<PathBuf>) -> Loader {
         let limits = rules.limits();
-        Loader { rules, limits, cache, advises: true }
+        Loader { rules, limits, cache, advises: true, compiler: None }
     }
 
     /// The same without the warning about plugins that are not as `./plastic.lock` has them, for
@@ -26,6 +27,13 @@ impl Loader {
     pub fn without_advice(mut self) -> Loader {
         self.advises = false;
         self
+    }
+
+    /// Compiles in a process of this program, which must be plastic-host, under the limits of
+    /// compiling.
+    #[must_use]
+    pub fn compiled_by(self, program: PathBuf) -> Loader {
+        Loader { compiler: Some(program), ..self }
     }
 
     /// The rules in force.
@@ -45,7 +53,7 @@ impl Loader {
     pub fn policy(&self, path: &Path) -> Result<Box<dyn Policy>, Fault> {
         let artifact = Artifact::read(path, &self.limits)?;
         self.admit(path, &artifact.sha256)?;
-        wasm::load_policy(&artifact, &self.limits, self.cache.as_deref())
+        wasm::policy(&artifact, &self.workshop())
     }
 
     /// Loads an evaluator.
@@ -55,7 +63,11 @@ impl Loader {
     pub fn evaluator(&self, path: &Path) -> Result<Box<dyn Evaluator>, Fault> {
         let artifact = Artifact::read(path, &self.limits)?;
         self.admit(path, &artifact.sha256)?;
-        wasm::load_evaluator(&artifact, &self.limits, self.cache.as_deref())
+        wasm::evaluator(&artifact, &self.workshop())
+    }
+
+    fn workshop(&self) -> wasm::Workshop<'_> {
+        wasm::Workshop { limits: &self.limits, cache: self.cache.as_deref(), compiler: self.compiler.as_deref() }
     }
 
     /// Checks content against the lock and the trusted keys. To be called for every plugin of every

@@ -9,11 +9,13 @@ pub mod build;
 mod cache;
 pub mod catalog;
 pub mod check;
+mod compile;
 mod component;
 pub mod contract;
 mod desk;
 mod engine;
 mod evaluator;
+mod grants;
 mod limits;
 mod loader;
 pub mod lock;
@@ -27,7 +29,9 @@ mod text;
 mod v1;
 mod wasm;
 
+pub use compile::precompile;
 pub use component::{API_MAJOR, API_VERSION, Artifact, Kind, encode};
+pub use grants::{Grant, GrantError};
 pub use limits::{Limits, MAX_STACK_BYTES};
 pub use loader::Loader;
 pub use rules::{RuleError, Rules};
@@ -43,6 +47,8 @@ pub struct CallCost {
     pub wall: Duration,
     /// Peak of the instance's linear memory so far, bytes; none where the carrier has none.
     pub memory_bytes: Option<u64>,
+    /// Fuel it burned, where fuel is counted: the same for the same call, on every machine.
+    pub fuel: Option<u64>,
 }
 
 /// Where a loaded plugin came from.
@@ -54,6 +60,9 @@ pub struct Origin {
     pub sha256: String,
     /// API version of the contract it was built for, such as `1.0.0`.
     pub api: String,
+    /// What it was given beyond the contract, of what the operator grants.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<Grant>,
 }
 
 /// How a plugin failed. The message names the plugin and the remedy.

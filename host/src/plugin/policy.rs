@@ -57,7 +57,8 @@ impl WasmPolicy {
     /// Links and instantiates a compiled policy and lets it describe itself.
     pub(super) fn new(artifact: &Artifact, component: &Component, mut sandbox: Sandbox) -> Result<WasmPolicy, Fault> {
         let mut linker = Linker::new(component.engine());
-        let pre = super::sandbox::link_host(&mut linker)
+        let pre = sandbox
+            .link(&mut linker)
             .and_then(|()| linker.instantiate_pre(component))
             .and_then(RankPolicyPre::new)
             .map_err(|e| super::wasm::mismatch(artifact, &e))?;
@@ -122,7 +123,7 @@ impl WasmPolicy {
 
 impl Live {
     fn new(sandbox: &Sandbox, pre: &RankPolicyPre<State>, artifact: &Artifact) -> Result<Live, Fault> {
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let instance = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?.0;
         // Only here are the types of the exported functions compared with the contract's.
         let bindings = RankPolicy::new(&mut store, &instance).map_err(|e| super::wasm::mismatch(artifact, &e))?;
@@ -132,7 +133,7 @@ impl Live {
     }
 
     fn again(sandbox: &Sandbox, pre: &RankPolicyPre<State>) -> Result<Live, Fault> {
-        let mut store = sandbox.store();
+        let mut store = sandbox.store()?;
         let (instance, _) = sandbox.call(&mut store, "instantiate", |s| pre.instance_pre().instantiate(s))?;
         let parts = RankPolicy::new(&mut store, &instance).and_then(|b| Ok((b, optional(&mut store, &instance)?)));
         // Checked when the plugin was loaded.

@@ -3,6 +3,7 @@
 //! A call that traps, takes too long or hits a limit leaves its instance unusable: the callers in
 //! [`policy`](super::policy) and [`evaluator`](super::evaluator) drop it and build another.
 
+use super::grants::{self, Wasi};
 use super::limits::{Limits, Watch, size};
 use super::{CallCost, Fault, FaultClass, engine, text};
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ pub(super) struct State {
     watch: Watch,
     log: Log,
     clock: Clock,
+    /// The granted part of the system, where the plugin is built on it.
+    wasi: Option<Box<Wasi>>,
     /// Where an evaluator's questions go; there while it is being asked.
     pub desk: Option<super::desk::Desk>,
 }
@@ -46,6 +49,9 @@ struct Log {
     panic: Option<String>,
 }
 
+/// Levels of the contract.
+const INFO: u8 = 2;
+const WARNING: u8 = 3;
 /// The error level of the contract; the SDK's panic hook logs with it.
 const ERROR: u8 = 4;
 /// Most of a panic's text that a fault carries.
@@ -89,9 +95,35 @@ impl Log {
 }
 
 impl State {
-    /// Time that passes in `f` is the host's, not the guest's.
+    /// Time that passed in the host's work, not the guest's.
     pub(super) fn host_time(&mut self, spent: Duration) {
         self.clock.in_host += spent;
+    }
+
+    /// What is left of the current call's time.
+    pub(super) fn time_left(&self) -> Duration {
+        self.clock.limit.saturating_sub(self.clock.guest_time())
+    }
+
+    /// The granted part of the system. Nobody asks where the plugin is not built on it.
+    pub(super) fn wasi(&mut self) -> &mut Wasi {
+        self.wasi.get_or_insert_with(|| Box::new(Wasi::closed()))
+    }
+
+    /// Passes on what the guest wrote to its standard streams, as log lines.
+    fn log_output(&mut self) {
+        let Some(wasi) = &self.wasi else { return };
+        let (out, err, lost) = wasi.written();
+        for (level, text) in [(INFO, &out), (WARNING, &err)] {
+            for line in text.lines().filter(|l| !l.is_empty()) {
+                self.log.take(level, line);
+            }
+        }
+        if let Some(start) = err.find("panicked at") {
+            self.log.panic = Some(text::clean(err[start..].trim_end(), PANIC_BYTES));
+        }
+        // Of what was too much, nobody counted the lines.
+        self.log.dropped += usize::from(lost > 0);
     }
 }
 
@@ -100,12 +132,28 @@ pub(super) struct Sandbox {
     /// Name of the plugin, for faults and log lines.
     pub plugin: String,
     pub limits: Limits,
+    /// Built on the system interface, of which `limits.grants` is what it gets.
+    is_wasi: bool,
     engine: Engine,
 }
 
 impl Sandbox {
-    pub(super) fn new(plugin: String, limits: Limits, engine: Engine) -> Sandbox {
-        Sandbox { plugin, limits, engine }
+    /// For an artifact, with the grants it makes use of.
+    pub(super) fn new(artifact: &super::Artifact, limits: &Limits, engine: Engine) -> Sandbox {
+        let limits = Limits { grants: artifact.grants.clone(), ..limits.clone() };
+        Sandbox { plugin: artifact.path.display().to_string(), limits, is_wasi: artifact.is_wasi, engine }
+    }
+
+    /// The imports this plugin may use.
+    ///
+    /// # Errors
+    /// wasmtime's own; none in practice.
+    pub(super) fn link(&self, linker: &mut Linker<State>) -> wasmtime::Result<()> {
+        link_host(linker)?;
+        match self.is_wasi {
+            true => grants::link(linker, &self.limits.grants),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn fault(&self, class: FaultClass, message: impl Into<String>) -> Fault {
@@ -113,7 +161,16 @@ impl Sandbox {
     }
 
     /// A store of its own for one instance.
-    pub(super) fn store(&self) -> Store<State> {
+    ///
+    /// # Errors
+    /// A granted directory or variable cannot be given.
+    pub(super) fn store(&self) -> Result<Store<State>, Fault> {
+        let wasi = match self.is_wasi {
+            true => Some(Box::new(
+                Wasi::new(&self.limits.grants, &self.limits).map_err(|m| self.fault(FaultClass::Load, m))?,
+            )),
+            false => None,
+        };
         let log = Log {
             plugin: self.plugin.clone(),
             limits: (self.limits.log_lines, self.limits.log_bytes),
@@ -123,7 +180,8 @@ impl Sandbox {
             panic: None,
         };
         let clock = Clock { limit: self.limits.call_time, started: Instant::now(), in_host: Duration::ZERO };
-        let mut store = Store::new(&self.engine, State { watch: Watch::new(&self.limits), log, clock, desk: None });
+        let state = State { watch: Watch::new(&self.limits), log, clock, wasi, desk: None };
+        let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.watch);
         store.set_hostcall_fuel(self.limits.transfer_bytes);
         store.epoch_deadline_callback(|cx: StoreContextMut<'_, State>| {
@@ -133,7 +191,7 @@ impl Sandbox {
                 _ => Err(wasmtime::Error::new(TimeIsUp)),
             }
         });
-        store
+        Ok(store)
     }
 
     /// Runs `f`, which calls the guest's `function`, under the limits; answers what it cost too.
@@ -153,12 +211,18 @@ impl Sandbox {
         let clock = &mut state.clock;
         (clock.started, clock.in_host) = (Instant::now(), Duration::ZERO);
         store.set_epoch_deadline(engine::ticks(self.limits.call_time));
+        let budget = self.limits.fuel_budget();
+        if let Some(fuel) = budget {
+            store.set_fuel(fuel).map_err(|e| self.fault(FaultClass::Load, e.to_string()))?;
+        }
         let result = f(store);
         let state = store.data();
-        let cost = CallCost { wall: state.clock.guest_time(), memory_bytes: Some(state.watch.memory_bytes()) };
+        let (wall, memory_bytes) = (state.clock.guest_time(), Some(state.watch.memory_bytes()));
+        let fuel = budget.and_then(|b| Some(b.saturating_sub(store.get_fuel().ok()?)));
+        store.data_mut().log_output();
         let result = result.map_err(|e| self.why(&e, function, store.data()));
         store.data_mut().log.close();
-        Ok((result?, cost))
+        Ok((result?, CallCost { wall, memory_bytes, fuel }))
     }
 
     /// A wasmtime error as a fault, with the guest's panic text where there is one.
@@ -170,6 +234,13 @@ impl Sandbox {
             let limit = self.limits.call_time;
             return self
                 .fault(FaultClass::Timeout, format!("`{function}` ran longer than {limit:?}, the limit (call_time)"));
+        }
+        if trap == Some(&Trap::OutOfFuel) {
+            let limit = self.limits.fuel_budget().unwrap_or_default();
+            return self.fault(
+                FaultClass::Timeout,
+                format!("`{function}` used up its {limit} units of fuel, the limit (fuel)"),
+            );
         }
         if trap == Some(&Trap::StackOverflow) {
             let limit = size(self.limits.stack_bytes);
@@ -189,16 +260,21 @@ impl Sandbox {
         if let Some(refused) = &state.watch.refused {
             return self.fault(FaultClass::Memory, format!("`{function}` {refused}"));
         }
+        // The same goes for this one, which names what there is too much of.
+        if let Some(what) = root.strip_prefix("resource limit exceeded: ") {
+            let limit = self.limits.instances;
+            return self.fault(
+                FaultClass::Memory,
+                format!("`{function}` needs more than {limit} of a kind, the limit (instances): {what}"),
+            );
+        }
         let panic = state.log.panic.as_deref();
         self.fault(FaultClass::Trap, format!("`{function}`: {}", panic.unwrap_or(&root)))
     }
 }
 
 /// The imports every plugin may use.
-///
-/// # Errors
-/// wasmtime's own; none in practice.
-pub(super) fn link_host(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+fn link_host(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     // Takes the text where it lies in the guest's memory: a line that is dropped is never copied.
     linker.instance("plastic:rank/host@1.0.0")?.func_wrap(
         "log",

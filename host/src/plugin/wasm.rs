@@ -6,28 +6,46 @@ use super::evaluator::WasmEvaluator;
 use super::limits::Limits;
 use super::policy::WasmPolicy;
 use super::sandbox::Sandbox;
-use super::{Evaluator, Fault, FaultClass, Origin, Policy, engine, text};
+use super::{Evaluator, Fault, FaultClass, Grant, Origin, Policy, compile, engine, text};
 use std::path::Path;
+use wasmtime::Engine;
 use wasmtime::component::Component;
 
 /// Loads a rank policy. Compiled code is kept under `cache`, where one is given.
 ///
 /// # Errors
-/// [`FaultClass::Load`]: an evaluator, or it does not compile; [`FaultClass::Version`]: built for another
-/// API; or the fault of its first call.
-pub fn load_policy(artifact: &Artifact, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Policy>, Fault> {
-    expect(artifact, Kind::Policy)?;
-    let (component, sandbox) = compile(artifact, limits, cache)?;
-    Ok(Box::new(WasmPolicy::new(artifact, &component, sandbox)?))
+/// [`FaultClass::Load`]: not a plugin, damaged, an evaluator, or it imports more than the contract;
+/// [`FaultClass::Version`]: built for another API; or the fault of its first call.
+pub fn load_policy(path: &Path, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Policy>, Fault> {
+    policy(&Artifact::read(path, limits)?, &Workshop { limits, cache, compiler: None })
 }
 
 /// Loads an evaluator. Compiled code is kept under `cache`, where one is given.
 ///
 /// # Errors
 /// As [`load_policy`].
-pub fn load_evaluator(artifact: &Artifact, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Evaluator>, Fault> {
+pub fn load_evaluator(path: &Path, limits: &Limits, cache: Option<&Path>) -> Result<Box<dyn Evaluator>, Fault> {
+    evaluator(&Artifact::read(path, limits)?, &Workshop { limits, cache, compiler: None })
+}
+
+/// What a plugin is made ready with.
+pub(super) struct Workshop<'a> {
+    pub limits: &'a Limits,
+    /// Where compiled code is kept.
+    pub cache: Option<&'a Path>,
+    /// The program that compiles; this process does where there is none.
+    pub compiler: Option<&'a Path>,
+}
+
+pub(super) fn policy(artifact: &Artifact, workshop: &Workshop) -> Result<Box<dyn Policy>, Fault> {
+    expect(artifact, Kind::Policy)?;
+    let (component, sandbox) = workshop.component(artifact)?;
+    Ok(Box::new(WasmPolicy::new(artifact, &component, sandbox)?))
+}
+
+pub(super) fn evaluator(artifact: &Artifact, workshop: &Workshop) -> Result<Box<dyn Evaluator>, Fault> {
     expect(artifact, Kind::Evaluator)?;
-    let (component, sandbox) = compile(artifact, limits, cache)?;
+    let (component, sandbox) = workshop.component(artifact)?;
     Ok(Box::new(WasmEvaluator::new(artifact, &component, sandbox)?))
 }
 
@@ -44,23 +62,43 @@ fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
     Err(artifact.fault(FaultClass::Load, message))
 }
 
-/// Native code of the plugin: from the cache, or compiled and put there.
-fn compile(artifact: &Artifact, limits: &Limits, cache: Option<&Path>) -> Result<(Component, Sandbox), Fault> {
-    let engine = engine::engine(limits).map_err(|m| artifact.fault(FaultClass::Load, m))?;
-    let entry = cache.map(|dir| Entry::of(dir, artifact, &engine));
-    let sandbox = Sandbox::new(artifact.path.display().to_string(), limits.clone(), engine.clone());
-    if let Some(component) = entry.as_ref().and_then(|e| e.load(&engine)) {
-        return Ok((component, sandbox));
+impl Workshop<'_> {
+    /// The plugin as native code, from the cache, or compiled and put there; and where it will run.
+    fn component(&self, artifact: &Artifact) -> Result<(Component, Sandbox), Fault> {
+        warn(artifact);
+        let engine = engine::engine(self.limits).map_err(|m| artifact.fault(FaultClass::Load, m))?;
+        let entry = self.cache.map(|dir| Entry::of(dir, artifact, &engine));
+        let sandbox = Sandbox::new(artifact, self.limits, engine.clone());
+        if let Some(component) = entry.as_ref().and_then(|e| e.load(&engine)) {
+            return Ok((component, sandbox));
+        }
+        let code = compile::compile(artifact, self.limits, &engine, self.compiler)?;
+        let component = load(&engine, &code).map_err(|e| {
+            let why = text::clean(&e.root_cause().to_string(), self.limits.text_bytes);
+            artifact.fault(FaultClass::Load, format!("was compiled into something that does not load: {why}"))
+        })?;
+        if let Some(entry) = entry {
+            entry.save(&code);
+        }
+        Ok((component, sandbox))
     }
-    let bytes = artifact.component()?;
-    let component = Component::new(&engine, &bytes).map_err(|e| {
-        let why = text::clean(&e.root_cause().to_string(), limits.text_bytes);
-        artifact.fault(FaultClass::Load, format!("does not compile: {why}; build or fetch it again"))
-    })?;
-    if let Some(entry) = entry {
-        entry.save(&component);
+}
+
+#[allow(unsafe_code, reason = "loading compiled code; where it comes from is said in this function")]
+fn load(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: the bytes were made by this process, or by the compiler it started, which wrote them to
+    // a directory that only this user can enter.
+    unsafe { Component::deserialize(engine, code) }
+}
+
+/// Says what can no longer be promised with these grants.
+fn warn(artifact: &Artifact) {
+    let unrepeatable: Vec<String> =
+        artifact.grants.iter().filter(|g| g.is_unrepeatable()).map(Grant::to_string).collect();
+    if !unrepeatable.is_empty() {
+        let (plugin, grants) = (artifact.path.display(), unrepeatable.join(" and "));
+        tracing::warn!(target: "plugin", "{plugin} is given {grants}: the same run may not come out the same again");
     }
-    Ok((component, sandbox))
 }
 
 /// The imports or exports of a component do not fit this host's version of the contract.
@@ -77,7 +115,12 @@ pub(super) fn mismatch(artifact: &Artifact, error: &wasmtime::Error) -> Fault {
 impl Artifact {
     /// Where the plugin came from, for the journal.
     pub fn origin(&self) -> Origin {
-        Origin { path: self.path.clone(), sha256: self.sha256.clone(), api: self.api.clone() }
+        Origin {
+            path: self.path.clone(),
+            sha256: self.sha256.clone(),
+            api: self.api.clone(),
+            grants: self.grants.clone(),
+        }
     }
 }
 

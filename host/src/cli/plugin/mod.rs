@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod check;
+mod compile;
 mod inspect;
 mod record;
 mod replay;
@@ -51,6 +52,9 @@ enum Verb {
     Sign(sign::SignArgs),
     /// Check the signature of a plugin
     Verify(verify::VerifyArgs),
+    /// Compile a plugin under limits, for the host itself
+    #[command(hide = true)]
+    Compile(compile::CompileArgs),
 }
 
 /// Runs the verb.
@@ -68,6 +72,7 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Keygen(a) => sign::keygen(a, g),
         Verb::Sign(a) => sign::sign(a, g),
         Verb::Verify(a) => verify::run(a, g),
+        Verb::Compile(a) => Ok(compile::run(a)),
     }
 }
 
