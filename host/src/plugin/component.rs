@@ -2,7 +2,7 @@
 //! what it imports. Bare core modules, as `cargo build` leaves them, are wrapped into components.
 
 use super::limits::{Limits, size};
-use super::{Fault, FaultClass};
+use super::{Carrier, Fault, FaultClass, native};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,8 @@ pub struct Artifact {
     pub path: PathBuf,
     /// SHA-256 of the file, lower-case hex.
     pub sha256: String,
+    /// What carries it.
+    pub carrier: Carrier,
     /// What it is.
     pub kind: Kind,
     /// API version it was built for.
@@ -63,6 +65,13 @@ impl Artifact {
     pub fn read(path: &Path, limits: &Limits) -> Result<Artifact, Fault> {
         let fault = |class, message| Fault { plugin: path.display().to_string(), class, message };
         let bytes = bytes(path, limits).map_err(|m| fault(FaultClass::Load, m))?;
+        if native::file::is_library(&bytes) {
+            let native::file::Descriptor { kind, api } =
+                native::file::descriptor(&bytes).map_err(|f| f.of(&path.display().to_string()))?;
+            let (path, sha256, size) = (path.to_owned(), hex(&Sha256::digest(&bytes)), bytes.len() as u64);
+            let (carrier, imports, is_module) = (Carrier::Native, Vec::new(), false);
+            return Ok(Artifact { path, sha256, carrier, kind, api, imports, size, bytes, is_module });
+        }
         let outline = Outline::of(&bytes).map_err(|m| fault(FaultClass::Load, m))?;
         outline.check_imports().map_err(|m| fault(FaultClass::Load, m))?;
         let (kind, api) = outline.contract().map_err(|m| fault(FaultClass::Load, m))?;
@@ -70,6 +79,7 @@ impl Artifact {
         Ok(Artifact {
             path: path.to_owned(),
             sha256: hex(&Sha256::digest(&bytes)),
+            carrier: Carrier::Wasm,
             kind,
             api,
             imports: outline.imports,
@@ -77,6 +87,11 @@ impl Artifact {
             is_module: outline.is_module,
             bytes,
         })
+    }
+
+    /// The file's bytes, those that were hashed.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The component to compile.

@@ -1,10 +1,11 @@
 //! Loading, limiting and calling plugins: every carrier behind [`Policy`] and [`Evaluator`].
 //!
-//! Nothing outside this room knows wasmtime. A plugin can fail in any way it likes: what comes out
+//! Nothing outside this room knows wasmtime or loads a library. A plugin can fail in any way it likes: what comes out
 //! is a [`Fault`], never a panic, and the model is untouched.
 
 mod answer;
 pub mod build;
+pub mod build_native;
 mod cache;
 mod component;
 pub mod contract;
@@ -13,6 +14,7 @@ mod engine;
 mod evaluator;
 mod limits;
 mod loader;
+pub mod native;
 pub mod options;
 mod policy;
 mod rules;
@@ -46,6 +48,20 @@ pub struct Origin {
     pub sha256: String,
     /// API version of the contract it was built for, such as `1.0.0`.
     pub api: String,
+    /// What carries it.
+    #[serde(default)]
+    pub carrier: Carrier,
+}
+
+/// The two carriers of the one contract.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// A WebAssembly component, in a sandbox.
+    #[default]
+    Wasm,
+    /// A native library, with all rights of the user.
+    Native,
 }
 
 /// How a plugin failed. The message names the plugin and the remedy.

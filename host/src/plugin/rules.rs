@@ -22,6 +22,10 @@ pub struct Rules {
     pub log_lines: u64,
     /// Size of a plugin file, MiB.
     pub file_mib: u64,
+    /// Whether native libraries may be loaded, which run with all rights of the user.
+    pub allow_native: bool,
+    /// Whether native libraries run in a process of their own.
+    pub isolate: bool,
 }
 
 impl Default for Rules {
@@ -34,6 +38,8 @@ impl Default for Rules {
             transfer_mib: 16,
             log_lines: 100,
             file_mib: 64,
+            allow_native: false,
+            isolate: false,
         }
     }
 }

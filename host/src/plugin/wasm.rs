@@ -6,7 +6,7 @@ use super::evaluator::WasmEvaluator;
 use super::limits::Limits;
 use super::policy::WasmPolicy;
 use super::sandbox::Sandbox;
-use super::{Evaluator, Fault, FaultClass, Origin, Policy, engine, text};
+use super::{Carrier, Evaluator, Fault, FaultClass, Origin, Policy, engine, text};
 use std::path::Path;
 use wasmtime::component::Component;
 
@@ -33,7 +33,7 @@ pub fn load_evaluator(path: &Path, limits: &Limits, cache: Option<&Path>) -> Res
     Ok(Box::new(WasmEvaluator::new(&artifact, &component, sandbox)?))
 }
 
-fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
+pub(super) fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
     if artifact.kind == kind {
         return Ok(());
     }
@@ -48,6 +48,9 @@ fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
 
 /// Native code of the plugin: from the cache, or compiled and put there.
 fn compile(artifact: &Artifact, limits: &Limits, cache: Option<&Path>) -> Result<(Component, Sandbox), Fault> {
+    if artifact.carrier != Carrier::Wasm {
+        return Err(artifact.fault(FaultClass::Load, "is a native library where a component is expected".into()));
+    }
     let engine = engine::engine(limits).map_err(|m| artifact.fault(FaultClass::Load, m))?;
     let entry = cache.map(|dir| Entry::of(dir, artifact, &engine));
     let sandbox = Sandbox::new(artifact.path.display().to_string(), limits.clone(), engine.clone());
@@ -79,7 +82,7 @@ pub(super) fn mismatch(artifact: &Artifact, error: &wasmtime::Error) -> Fault {
 impl Artifact {
     /// Where the plugin came from, for the journal.
     pub fn origin(&self) -> Origin {
-        Origin { path: self.path.clone(), sha256: self.sha256.clone(), api: self.api.clone() }
+        Origin { path: self.path.clone(), sha256: self.sha256.clone(), api: self.api.clone(), carrier: self.carrier }
     }
 }
 

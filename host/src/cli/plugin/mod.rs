@@ -2,6 +2,7 @@
 
 mod build;
 mod inspect;
+mod serve;
 
 use super::Global;
 use std::process::ExitCode;
@@ -19,6 +20,9 @@ enum Verb {
     Build(build::BuildArgs),
     /// Show what a plugin is, what it needs and which options it takes
     Inspect(inspect::InspectArgs),
+    /// Runs a native library for another process of this program (--isolate)
+    #[command(hide = true)]
+    Serve(serve::ServeArgs),
 }
 
 /// Runs the verb.
@@ -26,6 +30,7 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Build(a) => build::run(a, g),
         Verb::Inspect(a) => inspect::run(a, g),
+        Verb::Serve(a) => serve::run(a),
     }
 }
 
