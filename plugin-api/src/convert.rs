@@ -5,7 +5,7 @@ use crate::bindings::evaluator::plastic::rank::types as judge_types;
 use crate::bindings::policy::exports::plastic::rank::policy;
 use crate::bindings::policy::plastic::rank::types;
 use crate::observation::Observation;
-use crate::plan::{Action, Change, Plan, SliceId};
+use crate::plan::{Action, Change, Plan, SliceId, Threshold};
 use crate::records::{Attribute, Metric, Outcome, Run, Series, Slice, SliceState, Value};
 use crate::verdict::{Decision, Task, Verdict};
 
@@ -137,8 +137,19 @@ fn proposal(p: policy::Plan) -> Plan {
     }
 }
 
+/// The place of a threshold's statistic in the needs.
+///
 /// # Errors
-/// The plan's threshold names a metric that is not among the needs.
+/// It is not there.
+pub fn need_of(threshold: &Threshold, needs: &[String]) -> Result<u32, String> {
+    let name = format!("spectrum:{}", threshold.metric);
+    let place = needs.iter().position(|n| *n == name);
+    let need = place.ok_or_else(|| format!("the plan's threshold is in {name}, which the policy does not need"))?;
+    Ok(need as u32)
+}
+
+/// # Errors
+/// As [`need_of`].
 pub fn plan(p: Plan, needs: &[String]) -> Result<policy::Plan, String> {
     let change = |c: Change| match c {
         Change::SetRank(r) => policy::Change::SetRank(r),
@@ -152,13 +163,7 @@ pub fn plan(p: Plan, needs: &[String]) -> Result<policy::Plan, String> {
     };
     let threshold = match p.threshold {
         None => None,
-        Some(t) => {
-            let name = format!("spectrum:{}", t.metric);
-            let place = needs.iter().position(|n| *n == name);
-            let need =
-                place.ok_or_else(|| format!("the plan's threshold is in {name}, which the policy does not need"))?;
-            Some(policy::Threshold { need: need as u32, level: t.level, reason: t.reason })
-        }
+        Some(t) => Some(policy::Threshold { need: need_of(&t, needs)?, level: t.level, reason: t.reason }),
     };
     Ok(policy::Plan {
         actions: p

@@ -285,6 +285,8 @@ macro_rules! export_evaluator {
 
             #[cfg(target_arch = "wasm32")]
             $crate::__private::evaluator::export_evaluator_world!(Exported with_types_in $crate::__private::evaluator);
+
+            $crate::__native_entry!(evaluator_entry, Exported);
         };
     };
 }

@@ -29,7 +29,8 @@
 //!
 //! `plastic-host plugin build` turns the crate (`crate-type = ["cdylib", "rlib"]`) into a component
 //! that any 1.x host loads. The same crate also builds natively, so `cargo test` exercises it with
-//! the pretend model of [`testing`], without a host and without a checkpoint.
+//! the pretend model of [`testing`], without a host and without a checkpoint. With `--native` it
+//! becomes a native library instead, for hosts that allow those.
 //!
 //! | to | see |
 //! | --- | --- |
@@ -44,6 +45,8 @@
 // Macros name this crate; here too, where the SDK uses its own.
 extern crate self as plastic_plugin;
 
+#[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+pub mod abi;
 pub mod answers;
 #[doc(hidden)]
 pub mod bindings;
@@ -54,6 +57,9 @@ pub mod goal;
 pub mod keep;
 pub mod level;
 pub mod logging;
+#[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+#[doc(hidden)]
+pub mod native;
 pub mod observation;
 pub mod options;
 pub mod plan;
@@ -83,10 +89,38 @@ pub mod prelude {
     };
 }
 
+/// What [`abi`] calls its records.
+#[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+mod shared {
+    pub use crate::plan::Change;
+    pub use crate::records::{Attribute, Metric, Value};
+}
+
+/// Defines the symbol a native library is known by; the export macros call it.
+#[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __native_entry {
+    ($entry:ident, $exported:ty) => {
+        #[unsafe(export_name = "plastic_plugin_entry")]
+        static ENTRY: $crate::abi::Entry = $crate::__private::native::$entry::<$exported>();
+    };
+}
+
+/// Without the feature `native` there is none.
+#[cfg(not(all(feature = "native", not(target_arch = "wasm32"))))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __native_entry {
+    ($entry:ident, $exported:ty) => {};
+}
+
 /// What the export macros expand to; not part of the interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::bindings::{evaluator, policy};
     pub use crate::evaluator::{EvaluatorAdapter, ExportedEvaluator};
+    #[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+    pub use crate::native;
     pub use crate::policy::{ExportedPolicy, Identity, PolicyAdapter};
 }

@@ -1,5 +1,5 @@
 //! Lines for the operator. They reach the host's log under the plugin's name; the host drops what
-//! goes beyond its limits. Natively (in tests) they go to standard error.
+//! goes beyond its limits. In tests they go to standard error.
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub enum Level {
 pub fn log(level: Level, message: &str) {
     #[cfg(target_arch = "wasm32")]
     crate::bindings::policy::plastic::rank::host::log(level as u8, message);
+    #[cfg(all(feature = "native", not(target_arch = "wasm32")))]
+    if crate::native::log(level, message) {
+        return;
+    }
     #[cfg(not(target_arch = "wasm32"))]
     eprintln!("{level:?}: {message}");
 }

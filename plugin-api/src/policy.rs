@@ -288,6 +288,8 @@ macro_rules! export_policy {
 
             #[cfg(target_arch = "wasm32")]
             $crate::__private::policy::export_policy_world!(Exported with_types_in $crate::__private::policy);
+
+            $crate::__native_entry!(policy_entry, Exported);
         };
     };
 }

@@ -15,6 +15,12 @@ pub struct RuleArgs {
     /// Memory a plugin may use, MiB [default: 256]
     #[arg(long, value_name = "MIB")]
     pub plugin_memory: Option<u64>,
+    /// Load plugins that are native libraries; they run with all your rights
+    #[arg(long)]
+    pub allow_native: bool,
+    /// Run native libraries in a process of their own, so that their crash is an event
+    #[arg(long)]
+    pub isolate: bool,
     /// Another limit of plugins, by name: stack_kib, table_elements, instances, transfer_mib, log_lines,
     /// log_kib, plan_actions, text_kib, file_mib, compile_seconds, compile_mib
     #[arg(long, value_name = "NAME=NUMBER")]
@@ -44,6 +50,8 @@ impl RuleArgs {
         if let Some(v) = self.plugin_memory {
             rules.memory_mib = v;
         }
+        rules.allow_native |= self.allow_native;
+        rules.isolate |= self.isolate;
         for text in &self.plugin_limit {
             let (name, number) = text
                 .split_once('=')

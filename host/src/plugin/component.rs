@@ -2,7 +2,7 @@
 //! what it imports. Bare core modules, as `cargo build` leaves them, are wrapped into components.
 
 use super::limits::{Limits, size};
-use super::{Fault, FaultClass, Grant, grants};
+use super::{Carrier, Fault, FaultClass, Grant, grants, native};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub struct Artifact {
     pub path: PathBuf,
     /// SHA-256 of the file, lower-case hex.
     pub sha256: String,
+    /// What carries it.
+    pub carrier: Carrier,
     /// What it is.
     pub kind: Kind,
     /// API version it was built for.
@@ -69,6 +71,13 @@ impl Artifact {
     pub fn read(path: &Path, limits: &Limits) -> Result<Artifact, Fault> {
         let fault = |class, message| Fault { plugin: path.display().to_string(), class, message };
         let bytes = bytes(path, limits).map_err(|m| fault(FaultClass::Load, m))?;
+        if native::file::is_library(&bytes) {
+            let native::file::Descriptor { kind, api } =
+                native::file::descriptor(&bytes).map_err(|f| f.of(&path.display().to_string()))?;
+            let (path, sha256, size) = (path.to_owned(), hex(&Sha256::digest(&bytes)), bytes.len() as u64);
+            let (carrier, imports, grants) = (Carrier::Native, Vec::new(), Vec::new());
+            return Ok(Artifact { path, sha256, carrier, kind, api, imports, grants, is_wasi: false, size, bytes });
+        }
         let outline = Outline::of(&bytes).map_err(|m| fault(FaultClass::Load, m))?;
         let grants = grants::permit(&outline.imports, &limits.grants).map_err(|m| fault(FaultClass::Load, m))?;
         let (kind, api) = outline.contract().map_err(|m| fault(FaultClass::Load, m))?;
@@ -76,6 +85,7 @@ impl Artifact {
         Ok(Artifact {
             path: path.to_owned(),
             sha256: hex(&Sha256::digest(&bytes)),
+            carrier: Carrier::Wasm,
             kind,
             api,
             grants,
@@ -86,17 +96,17 @@ impl Artifact {
         })
     }
 
+    /// The file's bytes, those that were hashed.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The component to compile.
     ///
     /// # Errors
     /// [`FaultClass::Load`] where a core module cannot be wrapped.
     pub fn component(&self) -> Result<std::borrow::Cow<'_, [u8]>, Fault> {
         component(&self.bytes).map_err(|e| self.fault(FaultClass::Load, e))
-    }
-
-    /// The file's content.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
     }
 
     /// A fault of this plugin.

@@ -47,7 +47,7 @@ impl State {
 }
 
 /// The contract's names of the models.
-fn check_subject(subject: &str) -> Result<(), String> {
+pub(super) fn check_subject(subject: &str) -> Result<(), String> {
     match subject {
         "base" | "current" | "candidate" => Ok(()),
         _ => {
@@ -56,7 +56,7 @@ fn check_subject(subject: &str) -> Result<(), String> {
     }
 }
 
-fn check_windows(measure: &dyn Measure, indices: &[u32]) -> Result<(), String> {
+pub(super) fn check_windows(measure: &dyn Measure, indices: &[u32]) -> Result<(), String> {
     let windows = measure.windows();
     match indices.iter().find(|i| **i >= windows) {
         Some(i) => Err(format!("there is no window {i}; there are {windows}")),

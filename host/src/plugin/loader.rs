@@ -1,8 +1,9 @@
 //! The one door through which plugins come in: by path, under the operator's rules.
 
 use super::lock::{LOCK_FILE, Lock, LockError, Standing};
+use super::native::{self, isolate::Isolation};
 use super::signature::{self, Key, State};
-use super::{Artifact, Evaluator, Fault, FaultClass, Limits, Policy, Rules, wasm};
+use super::{Artifact, Carrier, Evaluator, Fault, FaultClass, Limits, Policy, Rules, wasm};
 use std::path::{Path, PathBuf};
 
 /// Loads plugins under one set of rules.
@@ -53,7 +54,10 @@ impl Loader {
     pub fn policy(&self, path: &Path) -> Result<Box<dyn Policy>, Fault> {
         let artifact = Artifact::read(path, &self.limits)?;
         self.admit(path, &artifact.sha256)?;
-        wasm::policy(&artifact, &self.workshop())
+        match artifact.carrier {
+            Carrier::Wasm => wasm::policy(&artifact, &self.workshop()),
+            Carrier::Native => native::policy(&artifact, &self.limits, self.isolation(path)?.as_ref()),
+        }
     }
 
     /// Loads an evaluator.
@@ -63,7 +67,25 @@ impl Loader {
     pub fn evaluator(&self, path: &Path) -> Result<Box<dyn Evaluator>, Fault> {
         let artifact = Artifact::read(path, &self.limits)?;
         self.admit(path, &artifact.sha256)?;
-        wasm::evaluator(&artifact, &self.workshop())
+        match artifact.carrier {
+            Carrier::Wasm => wasm::evaluator(&artifact, &self.workshop()),
+            Carrier::Native => native::evaluator(&artifact, &self.limits, self.isolation(path)?.as_ref()),
+        }
+    }
+
+    /// Whether a native library may be loaded, and whether into a process of its own.
+    fn isolation(&self, path: &Path) -> Result<Option<Isolation>, Fault> {
+        let fault = |message: String| Fault { plugin: path.display().to_string(), class: FaultClass::Load, message };
+        if !self.rules.allow_native {
+            return Err(fault(
+                "is a native library, which runs with all your rights; load it with --allow-native if you trust it"
+                    .into(),
+            ));
+        }
+        if !self.rules.isolate {
+            return Ok(None);
+        }
+        Isolation::by_this_program().map(Some).map_err(|e| fault(format!("cannot be isolated: {e}")))
     }
 
     fn workshop(&self) -> wasm::Workshop<'_> {

@@ -1,11 +1,12 @@
 //! Loading, limiting and calling plugins: every carrier behind [`Policy`] and [`Evaluator`].
 //!
-//! Nothing outside this room knows wasmtime. A plugin can fail in any way it likes: what comes out
+//! Nothing outside this room knows wasmtime or loads a library. A plugin can fail in any way it likes: what comes out
 //! is a [`Fault`], never a panic, and the model is untouched.
 
 mod answer;
 pub mod bench;
 pub mod build;
+pub mod build_native;
 mod cache;
 pub mod catalog;
 pub mod check;
@@ -19,6 +20,7 @@ mod grants;
 mod limits;
 mod loader;
 pub mod lock;
+pub mod native;
 pub mod options;
 mod policy;
 mod rules;
@@ -63,6 +65,20 @@ pub struct Origin {
     /// What it was given beyond the contract, of what the operator grants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<Grant>,
+    /// What carries it.
+    #[serde(default)]
+    pub carrier: Carrier,
+}
+
+/// The two carriers of the one contract.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// A WebAssembly component, in a sandbox.
+    #[default]
+    Wasm,
+    /// A native library, with all rights of the user.
+    Native,
 }
 
 /// How a plugin failed. The message names the plugin and the remedy.

@@ -49,6 +49,10 @@ pub struct Rules {
     pub deterministic: bool,
     /// What plugins are given beyond the contract.
     pub grants: Vec<Grant>,
+    /// Whether native libraries may be loaded, which run with all rights of the user.
+    pub allow_native: bool,
+    /// Whether native libraries run in a process of their own.
+    pub isolate: bool,
 }
 
 impl Default for Rules {
@@ -72,6 +76,8 @@ impl Default for Rules {
             fuel: None,
             deterministic: false,
             grants: Vec::new(),
+            allow_native: false,
+            isolate: false,
         }
     }
 }

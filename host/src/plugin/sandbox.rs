@@ -40,7 +40,7 @@ impl Clock {
 struct TimeIsUp;
 
 /// Lines of the current call.
-struct Log {
+pub(super) struct Log {
     plugin: String,
     limits: (usize, usize),
     lines: usize,
@@ -58,7 +58,14 @@ const ERROR: u8 = 4;
 const PANIC_BYTES: usize = 4096;
 
 impl Log {
-    fn take(&mut self, level: u8, message: &str) {
+    /// The lines of this plugin, as many as the limits allow.
+    pub(super) fn new(plugin: String, limits: &Limits) -> Log {
+        let limits = (limits.log_lines, limits.log_bytes);
+        Log { plugin, limits, lines: 0, bytes: 0, dropped: 0, panic: None }
+    }
+
+    /// Takes one line, or counts it.
+    pub(super) fn take(&mut self, level: u8, message: &str) {
         if level >= ERROR && message.contains("panicked at") {
             self.panic = Some(text::clean(message, PANIC_BYTES));
         }
@@ -84,8 +91,13 @@ impl Log {
         self.lines >= self.limits.0 || self.bytes >= self.limits.1
     }
 
+    /// Counts lines that were dropped before they came here.
+    pub(super) fn drop_lines(&mut self, count: usize) {
+        self.dropped += count;
+    }
+
     /// Says what was dropped and starts over.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         if self.dropped > 0 {
             let (plugin, dropped) = (&self.plugin, self.dropped);
             tracing::warn!(target: "plugin", %plugin, "{dropped} more log lines were dropped (limits log_lines, log_bytes)");
@@ -171,14 +183,7 @@ impl Sandbox {
             )),
             false => None,
         };
-        let log = Log {
-            plugin: self.plugin.clone(),
-            limits: (self.limits.log_lines, self.limits.log_bytes),
-            lines: 0,
-            bytes: 0,
-            dropped: 0,
-            panic: None,
-        };
+        let log = Log::new(self.plugin.clone(), &self.limits);
         let clock = Clock { limit: self.limits.call_time, started: Instant::now(), in_host: Duration::ZERO };
         let state = State { watch: Watch::new(&self.limits), log, clock, wasi, desk: None };
         let mut store = Store::new(&self.engine, state);

@@ -6,7 +6,7 @@ use super::evaluator::WasmEvaluator;
 use super::limits::Limits;
 use super::policy::WasmPolicy;
 use super::sandbox::Sandbox;
-use super::{Evaluator, Fault, FaultClass, Grant, Origin, Policy, compile, engine, text};
+use super::{Carrier, Evaluator, Fault, FaultClass, Grant, Origin, Policy, compile, engine, text};
 use std::path::Path;
 use wasmtime::Engine;
 use wasmtime::component::Component;
@@ -49,7 +49,7 @@ pub(super) fn evaluator(artifact: &Artifact, workshop: &Workshop) -> Result<Box<
     Ok(Box::new(WasmEvaluator::new(artifact, &component, sandbox)?))
 }
 
-fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
+pub(super) fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
     if artifact.kind == kind {
         return Ok(());
     }
@@ -65,6 +65,9 @@ fn expect(artifact: &Artifact, kind: Kind) -> Result<(), Fault> {
 impl Workshop<'_> {
     /// The plugin as native code, from the cache, or compiled and put there; and where it will run.
     fn component(&self, artifact: &Artifact) -> Result<(Component, Sandbox), Fault> {
+        if artifact.carrier != Carrier::Wasm {
+            return Err(artifact.fault(FaultClass::Load, "is a native library where a component is expected".into()));
+        }
         warn(artifact);
         let engine = engine::engine(self.limits).map_err(|m| artifact.fault(FaultClass::Load, m))?;
         let entry = self.cache.map(|dir| Entry::of(dir, artifact, &engine));
@@ -120,6 +123,7 @@ impl Artifact {
             sha256: self.sha256.clone(),
             api: self.api.clone(),
             grants: self.grants.clone(),
+            carrier: self.carrier,
         }
     }
 }

@@ -46,16 +46,17 @@ pub fn run(args: &BenchArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let rules = args.rules.over(Rules::default())?;
     let scratch = tempfile::tempdir().context("no place for compiled code while it is measured")?;
     let loader = Loader::new(rules.clone(), Some(scratch.path().to_owned()));
-    let file = locate::plugin(&args.file)?;
+    let file = locate::plugin(&args.file, Some(&loader))?;
     let kind = kind_of(&loader, &file)?;
     let mut candidates = vec![candidate(&loader, &file, kind, &args.opts, true)?];
     if let Some(other) = &args.against {
-        candidates.push(candidate(&loader, &locate::plugin(other)?, kind, &args.opts, false)?);
+        candidates.push(candidate(&loader, &locate::plugin(other, Some(&loader))?, kind, &args.opts, false)?);
     }
-    let reference = locate::plugin(Path::new(match kind {
+    let reference = match kind {
         Kind::Policy => "energy",
         Kind::Evaluator => "perplexity",
-    }));
+    };
+    let reference = locate::plugin(Path::new(reference), None);
     // Without the shipped plugins there is nothing to stand beside; the rest is measured all the same.
     if let Ok(reference) = reference
         && !candidates.iter().any(|c| same_file(&c.path, &reference))

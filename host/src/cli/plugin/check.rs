@@ -43,7 +43,7 @@ pub struct CheckArgs {
 /// Runs the verb.
 pub fn run(args: &CheckArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let loader = args.rules.loader()?;
-    let file = locate::plugin(&args.file)?;
+    let file = locate::plugin(&args.file, Some(&loader))?;
     let kind = kind_of(&loader, &file)?;
     let options = options(args, &loader, &file, kind)?;
     let settings = Settings { options, seed: args.seed, cases: args.cases, only: args.case };

@@ -5,17 +5,18 @@ mod build;
 mod check;
 mod compile;
 mod inspect;
-mod record;
-mod replay;
-mod new;
 mod list;
 mod lock;
+mod new;
+mod record;
+mod replay;
+mod serve;
 mod sign;
 mod verify;
 
 use super::Global;
-use anyhow::Context;
 use crate::plugin::{Artifact, Kind, Loader};
+use anyhow::Context;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -55,6 +56,9 @@ enum Verb {
     /// Compile a plugin under limits, for the host itself
     #[command(hide = true)]
     Compile(compile::CompileArgs),
+    /// Runs a native library for another process of this program (--isolate)
+    #[command(hide = true)]
+    Serve(serve::ServeArgs),
 }
 
 /// Runs the verb.
@@ -73,6 +77,7 @@ pub fn run(args: &PluginArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Sign(a) => sign::sign(a, g),
         Verb::Verify(a) => verify::run(a, g),
         Verb::Compile(a) => Ok(compile::run(a)),
+        Verb::Serve(a) => serve::run(a),
     }
 }
 
