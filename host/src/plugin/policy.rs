@@ -231,7 +231,7 @@ impl Policy for WasmPolicy {
             Some(live) => live,
             None => self.rebuild()?,
         };
-        let Some(report) = live.report.clone() else {
+        let Some(report) = live.report else {
             self.live = Some(live);
             return Ok(String::new());
         };
