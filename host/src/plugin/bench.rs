@@ -200,7 +200,7 @@ impl Track {
         Track::names(self.subject.kind()).len()
     }
 
-    /// Repeats one stage for about `slot`, at least three times in all.
+    /// Repeats one stage for about `slot`, at least once a turn; the first `decide` on a model is not counted.
     fn measure(&mut self, stage: usize, slot: Duration) -> Result<(), Fault> {
         // The two figures of a shape come from the same calls.
         let is_second = self.subject.kind() == Kind::Policy && stage > 2 && stage % 2 == 1;

@@ -15,6 +15,9 @@ const DISTINCT: [Family; 3] = [Family::PowerLaw, Family::NoiseFloor, Family::Geo
 /// Steps in which a policy should have come to its end.
 const MANY: u32 = 40;
 
+/// Whether the law holds, or what happened instead; an error where the policy fails altogether.
+type Verdict = Result<Result<(), String>, Box<Trouble>>;
+
 pub(super) fn check(bench: &Bench, sheet: &mut Sheet) {
     sheet.add("law-order", law(bench, "the order of the slices does not matter", order));
     sheet.add("law-scale", law(bench, "spectra four times as large give the same plan", scale));
@@ -23,7 +26,7 @@ pub(super) fn check(bench: &Bench, sheet: &mut Sheet) {
 }
 
 /// Tries a law on several models; where it does not hold, `test` answers what happened.
-fn law(bench: &Bench, says: &str, test: fn(&Bench, Model) -> Result<Result<(), String>, Box<Trouble>>) -> Outcome {
+fn law(bench: &Bench, says: &str, test: fn(&Bench, Model) -> Verdict) -> Outcome {
     let mut tried = 0;
     for case in bench.cases().take(TRIES) {
         let model = Model::random_of(&DISTINCT, bench.settings.seed, case);
@@ -57,7 +60,7 @@ fn said(change: Option<&Change>) -> String {
     change.map_or_else(|| "no change".into(), |c| serde_json::to_string(c).unwrap_or_default())
 }
 
-fn order(bench: &Bench, model: Model) -> Result<Result<(), String>, Box<Trouble>> {
+fn order(bench: &Bench, model: Model) -> Verdict {
     let (other, order) = model.shuffled();
     let (Some(a), Some(b)) = (first(bench, model)?, first(bench, other)?) else { return Ok(Ok(())) };
     let back = |(slice, change): (u32, Change)| Some((*order.get(slice as usize)? as u32, change));
@@ -70,7 +73,7 @@ fn order(bench: &Bench, model: Model) -> Result<Result<(), String>, Box<Trouble>
     })
 }
 
-fn scale(bench: &Bench, model: Model) -> Result<Result<(), String>, Box<Trouble>> {
+fn scale(bench: &Bench, model: Model) -> Verdict {
     let mut other = model.clone();
     // A power of two: the products are exact.
     other.scale = 4.0;
@@ -83,12 +86,12 @@ fn scale(bench: &Bench, model: Model) -> Result<Result<(), String>, Box<Trouble>
     })
 }
 
-fn budget(bench: &Bench, model: Model) -> Result<Result<(), String>, Box<Trouble>> {
+fn budget(bench: &Bench, model: Model) -> Verdict {
     let awake = |share: f64| {
         let mut model = model.clone();
         model.run.budget = (share * model.run.parameters as f64) as u64;
         let mut play = Play::new(bench, model, Course::Committed)?;
-        play.to_the_end()?;
+        play.finish()?;
         Ok::<u64, Box<Trouble>>(play.model.awake())
     };
     let (less, more) = (awake(0.4)?, awake(0.6)?);
@@ -98,10 +101,10 @@ fn budget(bench: &Bench, model: Model) -> Result<Result<(), String>, Box<Trouble
     })
 }
 
-fn settled(bench: &Bench, mut model: Model) -> Result<Result<(), String>, Box<Trouble>> {
+fn settled(bench: &Bench, mut model: Model) -> Verdict {
     model.run.steps = MANY;
     let mut play = Play::new(bench, model, Course::Committed)?;
-    let played = play.to_the_end()?;
+    let played = play.finish()?;
     if !played.last().is_some_and(|p| p.answer.as_ref().is_ok_and(|plan| plan.stop.is_some())) {
         return Ok(Ok(()));
     }

@@ -147,7 +147,7 @@ impl<'a> Play<'a> {
     }
 
     /// Plays to the end; the policy's last word too.
-    pub(super) fn to_the_end(&mut self) -> Result<Vec<Played>, Box<Trouble>> {
+    pub(super) fn finish(&mut self) -> Result<Vec<Played>, Box<Trouble>> {
         let mut all = Vec::new();
         while !self.is_over {
             all.push(self.step()?);

@@ -47,7 +47,7 @@ fn case_model(bench: &Bench, case: u32) -> (Model, Course) {
 /// Plays one case from the start.
 fn whole<'a>(bench: &'a Bench<'a>, case: u32) -> Result<Vec<Played>, Box<Trouble>> {
     let (model, course) = case_model(bench, case);
-    Play::new(bench, model, course)?.to_the_end()
+    Play::new(bench, model, course)?.finish()
 }
 
 fn runs(bench: &Bench) -> Outcome {
@@ -198,7 +198,7 @@ fn hex_head(bytes: &[u8]) -> String {
 
 /// A run at an edge: plans within the rules, or a refusal in plain words.
 fn edge(bench: &Bench, model: Model, what: &str) -> Outcome {
-    let played = Play::new(bench, model, Course::Committed)?.to_the_end()?;
+    let played = Play::new(bench, model, Course::Committed)?.finish()?;
     Ok(match played.iter().find_map(|p| p.answer.as_ref().err()) {
         Some(text) => format!("{what}: refused ({})", crate::plugin::text::clean(text, 120)),
         None => format!("{what}: {} plans within the rules", played.len()),
@@ -212,7 +212,7 @@ fn damaged(bench: &Bench) -> Outcome {
             let mut model = Model::even(5, 32, 24, family, bench.settings.seed);
             model.damage = damage;
             let played = Play::new(bench, model, Course::Committed)
-                .and_then(|mut p| p.to_the_end())
+                .and_then(|mut p| p.finish())
                 .map_err(|t| Trouble { found: format!("spectra with {}: {}", damage.name(), t.found), ..*t })?;
             let list = if played.iter().any(|p| p.answer.is_err()) { &mut refused } else { &mut planned };
             if !list.contains(&damage.name()) {
@@ -242,8 +242,7 @@ fn fates(bench: &Bench) -> Outcome {
         let mut model = Model::even(6, 32, 24, Family::PowerLaw, bench.settings.seed);
         model.run.steps = 20;
         let mut play = Play::new(bench, model, Course::Always(fate))?;
-        let played =
-            play.to_the_end().map_err(|t| Trouble { found: format!("every plan {fate}: {}", t.found), ..*t })?;
+        let played = play.finish().map_err(|t| Trouble { found: format!("every plan {fate}: {}", t.found), ..*t })?;
         let end = match played.iter().find(|p| p.answer.is_err()) {
             Some(_) => "refuses",
             None if played.len() < 20 => "stops",
