@@ -155,12 +155,13 @@ fn the_origin_names_what_was_given() {
     // What is granted and not asked for was not given.
     let policy = load_policy(plugin("energy"), &limits(all(&files)), None).unwrap();
     assert_eq!(policy.origin().grants, []);
-    assert!(!serde_json::to_string(policy.origin()).unwrap().contains("grants"));
+    assert!(!serde_json::to_string(policy.origin()).unwrap().contains("\"grants\""));
 }
 
 #[test]
 fn the_clock_and_randomness_work_when_granted() {
-    let limits = limits(all(&files()));
+    let files = files();
+    let limits = limits(all(&files));
     let seconds: u64 = answer(&mut *curious(&limits, "clock", "")).unwrap().parse().unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     assert!(now.abs_diff(seconds) < 60, "{seconds}");
@@ -215,7 +216,7 @@ fn whoever_sleeps_is_woken_when_the_time_is_up() {
 fn handles_are_counted() {
     let mut policy = curious(&limits(all(&files())), "handles", "");
     let fault = answer(&mut *policy).unwrap_err();
-    check(&fault, FaultClass::Trap, &["`decide`", "full"]);
+    check(&fault, FaultClass::Memory, &["`decide` wanted to hold more than 256 files, directories and streams open"]);
 }
 
 mod logged {
@@ -356,7 +357,8 @@ mod compiler {
             let gone = Loader::new(rules, Some(cache.path().into())).compiled_by("/no/such/program".into());
             gone.policy(plugin("energy")).unwrap();
         }
-        assert_eq!(std::fs::read_dir(cache.path().join("plugins")).unwrap().count(), 8, "four entries");
+        // The stack is no part of the code.
+        assert_eq!(std::fs::read_dir(cache.path().join("plugins")).unwrap().count(), 6, "three entries");
     }
 
     #[test]
