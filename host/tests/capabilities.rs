@@ -458,10 +458,10 @@ fn what_it_costs() {
     let bytes = std::fs::read(&path).unwrap();
     use sha2::Digest;
     println!("  of it, its SHA-256: {:?}", best(20, &mut || _ = sha2::Sha256::digest(&bytes)));
-    let inspect = || drop(plastic_host::plugin::Artifact::read(&path, &Limits::default()).unwrap());
-    println!("  of it, reading, hashing and reading the imports: {:?}", best(20, &mut || inspect()));
-    let entries = std::fs::read_dir(cache.path().join("plugins")).unwrap().map(|f| f.unwrap().path());
-    let code = entries.filter(|f| f.extension().is_some_and(|e| e == "cwasm")).next().unwrap();
+    let mut inspect = || drop(plastic_host::plugin::Artifact::read(&path, &Limits::default()).unwrap());
+    println!("  of it, reading, hashing and reading the imports: {:?}", best(20, &mut inspect));
+    let mut entries = std::fs::read_dir(cache.path().join("plugins")).unwrap().map(|f| f.unwrap().path());
+    let code = entries.find(|f| f.extension().is_some_and(|e| e == "cwasm")).unwrap();
     println!("  of it, reading the code: {:?}", best(20, &mut || drop(std::fs::read(&code).unwrap())));
     let code = std::fs::read(code).unwrap();
     println!("  of it, its BLAKE3, of {} bytes: {:?}", code.len(), best(20, &mut || _ = blake3::hash(&code)));
@@ -473,7 +473,7 @@ fn what_it_costs() {
     ] {
         let (mut run, slices, mut seen) = model();
         let slices = vec![slices[0].clone(); 210];
-        seen.slices = vec![seen.slices[0].clone(); 210];
+        seen.slices = vec![seen.slices[0]; 210];
         seen.series = (0..210).map(|i| Series { slice: i, need: 0, offset: 576 * i, len: 576 }).collect();
         seen.values = (0..210).flat_map(|i| (0..576).map(move |k| (1 + i % 7) as f32 / (1 + k) as f32)).collect();
         (run.parameters, run.budget, seen.awake) = (210 * 4096, 210 * 2048, 210 * 4096);
