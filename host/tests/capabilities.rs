@@ -155,12 +155,13 @@ fn the_origin_names_what_was_given() {
     // What is granted and not asked for was not given.
     let policy = load_policy(plugin("energy"), &limits(all(&files)), None).unwrap();
     assert_eq!(policy.origin().grants, []);
-    assert!(!serde_json::to_string(policy.origin()).unwrap().contains("grants"));
+    assert!(!serde_json::to_string(policy.origin()).unwrap().contains("\"grants\""));
 }
 
 #[test]
 fn the_clock_and_randomness_work_when_granted() {
-    let limits = limits(all(&files()));
+    let files = files();
+    let limits = limits(all(&files));
     let seconds: u64 = answer(&mut *curious(&limits, "clock", "")).unwrap().parse().unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     assert!(now.abs_diff(seconds) < 60, "{seconds}");
@@ -215,7 +216,7 @@ fn whoever_sleeps_is_woken_when_the_time_is_up() {
 fn handles_are_counted() {
     let mut policy = curious(&limits(all(&files())), "handles", "");
     let fault = answer(&mut *policy).unwrap_err();
-    check(&fault, FaultClass::Trap, &["`decide`", "full"]);
+    check(&fault, FaultClass::Memory, &["`decide` wanted to hold more than 256 files, directories and streams open"]);
 }
 
 mod logged {
@@ -356,7 +357,8 @@ mod compiler {
             let gone = Loader::new(rules, Some(cache.path().into())).compiled_by("/no/such/program".into());
             gone.policy(plugin("energy")).unwrap();
         }
-        assert_eq!(std::fs::read_dir(cache.path().join("plugins")).unwrap().count(), 8, "four entries");
+        // The stack is no part of the code.
+        assert_eq!(std::fs::read_dir(cache.path().join("plugins")).unwrap().count(), 6, "three entries");
     }
 
     #[test]
@@ -456,10 +458,10 @@ fn what_it_costs() {
     let bytes = std::fs::read(&path).unwrap();
     use sha2::Digest;
     println!("  of it, its SHA-256: {:?}", best(20, &mut || _ = sha2::Sha256::digest(&bytes)));
-    let inspect = || drop(plastic_host::plugin::Artifact::read(&path, &Limits::default()).unwrap());
-    println!("  of it, reading, hashing and reading the imports: {:?}", best(20, &mut || inspect()));
-    let entries = std::fs::read_dir(cache.path().join("plugins")).unwrap().map(|f| f.unwrap().path());
-    let code = entries.filter(|f| f.extension().is_some_and(|e| e == "cwasm")).next().unwrap();
+    let mut inspect = || drop(plastic_host::plugin::Artifact::read(&path, &Limits::default()).unwrap());
+    println!("  of it, reading, hashing and reading the imports: {:?}", best(20, &mut inspect));
+    let mut entries = std::fs::read_dir(cache.path().join("plugins")).unwrap().map(|f| f.unwrap().path());
+    let code = entries.find(|f| f.extension().is_some_and(|e| e == "cwasm")).unwrap();
     println!("  of it, reading the code: {:?}", best(20, &mut || drop(std::fs::read(&code).unwrap())));
     let code = std::fs::read(code).unwrap();
     println!("  of it, its BLAKE3, of {} bytes: {:?}", code.len(), best(20, &mut || _ = blake3::hash(&code)));
@@ -471,7 +473,7 @@ fn what_it_costs() {
     ] {
         let (mut run, slices, mut seen) = model();
         let slices = vec![slices[0].clone(); 210];
-        seen.slices = vec![seen.slices[0].clone(); 210];
+        seen.slices = vec![seen.slices[0]; 210];
         seen.series = (0..210).map(|i| Series { slice: i, need: 0, offset: 576 * i, len: 576 }).collect();
         seen.values = (0..210).flat_map(|i| (0..576).map(move |k| (1 + i % 7) as f32 / (1 + k) as f32)).collect();
         (run.parameters, run.budget, seen.awake) = (210 * 4096, 210 * 2048, 210 * 4096);

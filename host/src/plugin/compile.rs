@@ -140,7 +140,8 @@ fn wait(mut child: Child, limits: &Limits) -> Result<(), String> {
     if status.success() {
         return Ok(());
     }
-    if said.contains("memory allocation of") || said.contains("ENOMEM") || said.contains("Cannot allocate memory") {
+    // The words of Rust's allocator, of wasmtime, and of the system.
+    if ["memory allocation of", "out of memory", "Cannot allocate memory"].iter().any(|w| said.contains(w)) {
         let limit = size(usize::try_from(limits.compile_bytes).unwrap_or(usize::MAX));
         return Err(format!("needs more than {limit} to compile, the limit (compile_mib)"));
     }

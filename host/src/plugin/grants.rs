@@ -24,7 +24,7 @@ use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 
 /// Files, directories and streams a guest may hold open at once.
-const MOST_HANDLES: usize = 256;
+pub(super) const MOST_HANDLES: usize = 256;
 
 /// One thing the operator gives to plugins; written `clock`, `random`, `env=NAME` or `read=DIR`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

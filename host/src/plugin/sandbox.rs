@@ -225,6 +225,11 @@ impl Sandbox {
         let (wall, memory_bytes) = (state.clock.guest_time(), Some(state.watch.memory_bytes()));
         let fuel = budget.and_then(|b| Some(b.saturating_sub(store.get_fuel().ok()?)));
         store.data_mut().log_output();
+        // Who slept until the end of its time may wake and return before the clock looks at it.
+        let result = match result {
+            Ok(_) if self.is_wasi && wall >= self.limits.call_time => Err(wasmtime::Error::new(TimeIsUp)),
+            result => result,
+        };
         let result = result.map_err(|e| self.why(&e, function, store.data()));
         store.data_mut().log.close();
         Ok((result?, CallCost { wall, memory_bytes, fuel }))
@@ -264,6 +269,11 @@ impl Sandbox {
         }
         if let Some(refused) = &state.watch.refused {
             return self.fault(FaultClass::Memory, format!("`{function}` {refused}"));
+        }
+        if root == "resource table has no free keys" {
+            let most = grants::MOST_HANDLES;
+            let message = format!("`{function}` wanted to hold more than {most} files, directories and streams open");
+            return self.fault(FaultClass::Memory, message);
         }
         // The same goes for this one, which names what there is too much of.
         if let Some(what) = root.strip_prefix("resource limit exceeded: ") {
