@@ -5,7 +5,6 @@
 
 use crate::evaluator::{Measure, Subject};
 use crate::records::Example;
-use std::collections::HashMap;
 
 /// Tokens beyond the right answer's own where it may stand anywhere in the text.
 const AROUND: u32 = 16;
@@ -72,10 +71,10 @@ pub fn tokens(host: &dyn Measure, question: &Example) -> Result<(Vec<u32>, usize
     }
 }
 
-/// Which questions base and candidate answer right; those of the base are asked once.
+/// Which of the same questions, in the same order, base and candidate answer right; the base is asked once.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
-    base: HashMap<usize, bool>,
+    base: Vec<bool>,
 }
 
 impl Answers {
@@ -104,12 +103,11 @@ impl Answers {
             Ok(how.is_right(&host.generate(subject, &q.prompt, lengths[i])?, &q.answer))
         };
         // All of one model, then all of the other: changing between them costs the host.
-        for i in 0..questions.len() {
-            if !self.base.contains_key(&i) {
-                self.base.insert(i, ask(Subject::Base, i)?);
-            }
+        for i in self.base.len()..questions.len() {
+            let is_right = ask(Subject::Base, i)?;
+            self.base.push(is_right);
         }
-        let pair = |i: usize| Ok((self.base.get(&i) == Some(&true), ask(Subject::Candidate, i)?));
+        let pair = |i: usize| Ok((self.base.get(i) == Some(&true), ask(Subject::Candidate, i)?));
         (0..questions.len()).map(pair).collect()
     }
 }
