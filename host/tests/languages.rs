@@ -38,7 +38,11 @@ fn each<T: Send>(languages: &[Lang], work: impl Fn(Lang) -> T + Sync) -> Vec<(La
     let work = &work;
     std::thread::scope(|scope| {
         let threads: Vec<_> = languages.iter().map(|&lang| (lang, scope.spawn(move || work(lang)))).collect();
-        threads.into_iter().map(|(lang, thread)| (lang, thread.join().unwrap())).collect()
+        let join = |(lang, thread): (Lang, std::thread::ScopedJoinHandle<'_, T>)| match thread.join() {
+            Ok(done) => (lang, done),
+            Err(_) => panic!("{lang} failed; its message is above"),
+        };
+        threads.into_iter().map(join).collect()
     })
 }
 
@@ -277,7 +281,8 @@ fn new_policies_build_pass_their_tests_and_agree() {
 
         let fault = policy.configure(&json!({"keep": 2.0})).unwrap_err();
         assert_eq!(fault.class, FaultClass::Refused, "{lang}: {fault}");
-        assert!(fault.message.contains("option keep is 2, expected 0 to 1"), "{lang}: {fault}");
+        let says = |text| fault.message.contains(text);
+        assert!(says("option keep is 2") && says("expected 0 to 1"), "{lang}: {fault}");
         policy.configure(&json!({"keep": 0.3})).unwrap();
         let (run, slices, observation) = seen(vec![slice(0, 100, 60), slice(1, 10, 1000)], 0.5, 4);
         policy.start(&run, &slices).unwrap();
