@@ -433,7 +433,7 @@ fn missing_and_failing_installers_are_named() {
     let (cache, bin) = (dir.path().join("cache"), dir.path().join("bin"));
     std::fs::create_dir(&bin).unwrap();
     let environment = [("PATH", bin.to_str().unwrap()), ("PLASTIC_CACHE", cache.to_str().unwrap())];
-    let mut build = |lang: &str| {
+    let build = |lang: &str| {
         let project = dir.path().join(lang);
         if !project.is_dir() {
             let (code, said) = host(&["plugin", "new", lang, "--kind", "policy", "--lang", lang], dir.path(), &[]);
