@@ -178,7 +178,7 @@ fn cases() -> Vec<(&'static str, (Run, Vec<Slice>, Observation))> {
         ("no budget", seen(many(9), 0.0, 4)),
         ("more budget than model", seen(many(9), 4.0, 4)),
         ("one layer, many slices", seen((1..60).map(|i| slice(5, i, 61 - i)).collect(), 0.7, 2)),
-        ("layers in any order", seen([9, 2, u32::MAX, 0].map(|l| slice(l, 100, 33)).to_vec(), 0.5, 1)),
+        ("layers in any order", seen([9, 2, i32::MAX as u32, 0].map(|l| slice(l, 100, 33)).to_vec(), 0.5, 1)),
         ("huge slices", seen([0, 1, 2].map(|l| slice(l, 1 << 26, 1 << 23)).to_vec(), 0.9, 3)),
         ("thirds", seen([0, 1, 2, 3].map(|l| slice(l, 3, 7919)).to_vec(), 1.0 / 3.0, 3)),
         ("every kind of value", crowded()),
