@@ -238,6 +238,16 @@ def mean_loss(measure, subject, batch=8):
     return total / tokens, tokens
 
 
+def whereabouts(error):
+    """An exception and where it was raised, without reading source files: in a component there are none."""
+    lines, trace = [f"{type(error).__name__}: {error}"], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"  {code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    return "\n".join(lines)
+
+
 #: Where lines for the operator go; in a component, to the host.
 sink = lambda level, text: print(f"{level}: {text}", file=sys.stderr)
 

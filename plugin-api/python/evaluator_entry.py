@@ -1,7 +1,5 @@
 """Between the contract's functions and an Evaluator. Runs in the component only."""
 
-import traceback
-
 import plastic_plugin
 from componentize_py_types import Err
 from plastic_identity import NAME, SUMMARY, VERSION, plugin
@@ -26,26 +24,28 @@ def answered(function, *arguments):
     except Err:
         raise  # the host's own, of a measurement
     except Exception as e:
-        host.log(4, traceback.format_exc())
+        host.log(4, plastic_plugin.whereabouts(e))
         raise Err(f"{type(e).__name__}: {e}")
+
+
+# Stays from call to call; componentize-py makes a new Judge for each.
+judge = plugin.PLUGIN()
 
 
 class Judge:
     """What componentize-py exports."""
 
-    def __init__(self):
-        self.plugin = plugin.PLUGIN()
-
     def describe(self):
         return types.Info(NAME, VERSION, SUMMARY, [], [], plugin.PLUGIN.schema(), [])
 
     def configure(self, options):
-        answered(lambda: self.plugin.configure(plugin.PLUGIN.read_options(options)))
+        answered(lambda: judge.configure(plugin.PLUGIN.read_options(options)))
 
     def evaluate(self, task):
-        return answered(self._evaluate, task)
+        return answered(evaluate, task)
 
-    def _evaluate(self, task):
-        verdict = self.plugin.evaluate(task, measure)
-        metrics = [types.Metric(name, value, unit, up, None, None) for name, value, unit, up in verdict.metrics]
-        return wit.Verdict(DECISIONS[verdict.decision], str(verdict.reason), metrics, [])
+
+def evaluate(task):
+    verdict = judge.evaluate(task, measure)
+    metrics = [types.Metric(name, value, unit, up, None, None) for name, value, unit, up in verdict.metrics]
+    return wit.Verdict(DECISIONS[verdict.decision], str(verdict.reason), metrics, [])

@@ -1,7 +1,6 @@
 """Between the contract's functions and a Policy. Runs in the component only."""
 
 import struct
-import traceback
 
 import plastic_plugin
 from componentize_py_types import Err
@@ -30,7 +29,7 @@ def answered(function, *arguments):
     except plastic_plugin.Refused as e:
         raise Err(str(e))
     except Exception as e:
-        host.log(4, traceback.format_exc())
+        host.log(4, plastic_plugin.whereabouts(e))
         raise Err(f"{type(e).__name__}: {e}")
 
 
@@ -39,49 +38,53 @@ def action(slice, change, value, reason):
     return wit.Action(slice, make() if value is None else make(value), str(reason))
 
 
+class State:
+    """What stays from call to call; componentize-py makes a new Policy for each."""
+
+    plugin = plugin.PLUGIN()
+    run, slices, requests = None, [], []
+
+
 class Policy:
     """What componentize-py exports."""
 
-    def __init__(self):
-        self.plugin = plugin.PLUGIN()
-        self.run, self.slices, self.requests = None, [], []
-
     def describe(self):
-        needs, phases = list(self.plugin.needs), list(self.plugin.phases)
+        needs, phases = list(State.plugin.needs), list(State.plugin.phases)
         return types.Info(NAME, VERSION, SUMMARY, phases, needs, plugin.PLUGIN.schema(), [])
 
     def configure(self, options):
-        answered(lambda: self.plugin.configure(plugin.PLUGIN.read_options(options)))
+        answered(lambda: State.plugin.configure(plugin.PLUGIN.read_options(options)))
 
     def start(self, run, slices):
-        answered(self.plugin.start, run, slices)
-        self.run, self.slices, self.requests = run, slices, []
+        answered(State.plugin.start, run, slices)
+        State.run, State.slices, State.requests = run, slices, []
 
     def decide(self, observation):
-        return answered(self._decide, observation)
-
-    def _decide(self, observation):
-        if len(observation.slices) != len(self.slices):
-            announced = len(self.slices)
-            raise plastic_plugin.Refused(
-                f"the observation has {len(observation.slices)} slices, start announced {announced}")
-        needs = list(self.plugin.needs) + self.requests
-        plan = self.plugin.decide(plastic_plugin.Observation(self.run, self.slices, needs, observation))
-        actions = [action(*a) for a in plan.actions]
-        self.requests = list(plan.requests)
-        return wit.Plan(actions, None, plan.predicted, self.requests, plan.stop, [])
+        return answered(decide, observation)
 
     def snapshot(self):
         # What the last plan requested, then the policy's own.
-        requested = "\n".join(self.requests).encode()
-        return struct.pack("<I", len(requested)) + requested + bytes(self.plugin.snapshot())
+        requested = "\n".join(State.requests).encode()
+        return struct.pack("<I", len(requested)) + requested + bytes(State.plugin.snapshot())
 
     def restore(self, state):
-        answered(self._restore, bytes(state))
+        answered(restore, bytes(state))
 
-    def _restore(self, state):
-        if len(state) < 4 or len(state) < 4 + struct.unpack_from("<I", state)[0]:
-            raise plastic_plugin.Refused("the snapshot is not one of this plugin")
-        end = 4 + struct.unpack_from("<I", state)[0]
-        self.plugin.restore(state[end:])
-        self.requests = [r for r in state[4:end].decode().split("\n") if r]
+
+def decide(observation):
+    if len(observation.slices) != len(State.slices):
+        raise plastic_plugin.Refused(
+            f"the observation has {len(observation.slices)} slices, start announced {len(State.slices)}")
+    needs = list(State.plugin.needs) + State.requests
+    plan = State.plugin.decide(plastic_plugin.Observation(State.run, State.slices, needs, observation))
+    actions = [action(*a) for a in plan.actions]
+    State.requests = list(plan.requests)
+    return wit.Plan(actions, None, plan.predicted, State.requests, plan.stop, [])
+
+
+def restore(state):
+    if len(state) < 4 or len(state) < 4 + struct.unpack_from("<I", state)[0]:
+        raise plastic_plugin.Refused("the snapshot is not one of this plugin")
+    end = 4 + struct.unpack_from("<I", state)[0]
+    State.plugin.restore(state[end:])
+    State.requests = [r for r in state[4:end].decode().split("\n") if r]
