@@ -281,8 +281,8 @@ static const void *get(uint32_t host_minor) {
 #endif
 
 #ifdef NO_ENTRY
-const void *unused(void);
-const void *unused(void) { return (const void *)get; }
+PLASTIC_EXPORT int something_else(void);
+int something_else(void) { return get(0) != NULL; }
 #else
 PLASTIC_EXPORT const plastic_entry plastic_plugin_entry = {MAGIC, MAJOR, ENTRY_SIZE, HOST_MINOR, 0, KIND, GET};
 #endif
