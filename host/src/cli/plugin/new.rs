@@ -20,10 +20,10 @@ pub struct NewArgs {
     /// Name of the plugin: lower-case letters, digits and `-`
     name: String,
     /// What it does: decide on ranks, or judge the changed model
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, default_value = "policy")]
     kind: KindArg,
     /// What it is written in
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, default_value = "rust")]
     lang: LangArg,
     /// Where to make it; must not be there or be empty [default: NAME]
     dir: Option<PathBuf>,
