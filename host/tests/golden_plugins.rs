@@ -180,7 +180,8 @@ fn the_text_of_the_contract_is_the_released_one() {
     }
     let released: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     assert_eq!(
-        released, now,
+        released,
+        now,
         "the contract's text has changed: plugin-api/wit/VERSIONING.md says what may change; delete {} and write it again \
          with PLASTIC_WRITE_GOLDEN=1 if this is such a change",
         file.display()

@@ -261,7 +261,7 @@ fn a_c_policy_decides_as_its_rust_twin() {
     let library = c("examples/top-heavy-native/top_heavy.c", "top_heavy", &[]);
     assert_eq!(plan(native_policy(&library).unwrap()), twin);
     let fault = native_policy(&library).unwrap().configure(&json!({"a": 1})).unwrap_err();
-    assert_eq!(fault.to_string(), "top-heavy: refused: `configure`: top-heavy takes no options");
+    assert_eq!(fault.to_string(), "top-heavy: refused: `configure`: top-heavy takes no options, `a` was given");
 }
 
 /// A host with scores that only depend on the question.

@@ -183,7 +183,7 @@ fn wrong_options_are_refused_by_name() {
     let fault = policy.configure(&json!({"energy": 1.5})).unwrap_err();
     check(&fault, FaultClass::Refused, &["option energy is 1.5, expected 0 to 1"]);
     let fault = policy.configure(&json!({"metrics": "plain"})).unwrap_err();
-    check(&fault, FaultClass::Refused, &["unknown field `metrics`"]);
+    check(&fault, FaultClass::Refused, &["energy has no option `metrics`; it takes metric"]);
     policy.configure(&json!({"metric": "input"})).unwrap();
     assert_eq!(policy.info().needs, ["spectrum:input"]);
 }

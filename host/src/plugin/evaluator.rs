@@ -8,7 +8,7 @@ use super::component::Artifact;
 use super::contract::{Info, Task, Verdict};
 use super::sandbox::{Sandbox, State};
 use super::v1::evaluator::{self as wit, EvaluatorPre, measure};
-use super::{CallCost, Evaluator, Fault, FaultClass, Measure, Origin, answer, desk, v1};
+use super::{CallCost, Evaluator, Fault, FaultClass, Measure, Origin, answer, desk, options, v1};
 use wasmtime::Store;
 use wasmtime::component::{Component, HasSelf, Linker};
 
@@ -127,6 +127,7 @@ impl Evaluator for WasmEvaluator {
     }
 
     fn configure(&mut self, options: &serde_json::Value) -> Result<(), Fault> {
+        options::check(&self.info, options).map_err(|m| self.sandbox.refused("configure", &m))?;
         let options = options.to_string();
         let mut live = self.take()?;
         let (answer, cost) = live.call(&self.sandbox, "configure", |g, s| g.call_configure(s, &options))?;

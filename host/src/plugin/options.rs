@@ -61,6 +61,19 @@ impl OptionSpec {
         }
     }
 
+    /// Whether a value has the type of this option.
+    fn has_type(&self, value: &Value) -> bool {
+        match self.kind.as_str() {
+            "number" => value.is_number(),
+            "integer" => value.is_i64() || value.is_u64(),
+            "boolean" => value.is_boolean(),
+            "string" => value.is_string(),
+            "array" => value.is_array(),
+            "object" => value.is_object(),
+            _ => true,
+        }
+    }
+
     /// A text as a value of this option.
     fn read(&self, text: &str) -> Result<Value, String> {
         let wrong = || format!("option {} is `{text}`, expected {}", self.name, self.type_text());
@@ -70,13 +83,7 @@ impl OptionSpec {
             "" => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
             _ => json()?,
         };
-        let fits = match self.kind.as_str() {
-            "number" => value.is_number(),
-            "integer" => value.is_i64() || value.is_u64(),
-            "boolean" => value.is_boolean(),
-            "array" => value.is_array(),
-            _ => true,
-        };
+        let fits = self.has_type(&value);
         let listed = self.choices.is_empty() || value.as_str().is_some_and(|v| self.choices.iter().any(|c| c == v));
         let within = value
             .as_f64()
@@ -85,6 +92,40 @@ impl OptionSpec {
             true => Ok(value),
             false => Err(wrong()),
         }
+    }
+}
+
+/// Whether these are options the plugin takes: known names, values of the right type. Ranges and what
+/// else a schema cannot say are the plugin's own to check.
+///
+/// # Errors
+/// A sentence that names the option and what the plugin takes.
+pub(super) fn check(info: &Info, options: &Value) -> Result<(), String> {
+    let Some(given) = options.as_object() else {
+        return Err("options are no JSON object".into());
+    };
+    let schema: Value = serde_json::from_str(&info.options_schema).unwrap_or_default();
+    let closed = schema["additionalProperties"] == Value::Bool(false);
+    let specs = specs(info);
+    for (name, value) in given {
+        match specs.iter().find(|s| s.name == *name) {
+            Some(spec) if !spec.has_type(value) => {
+                let value = super::text::clean(&value.to_string(), 100);
+                return Err(format!("option {name} is {value}, expected {}", spec.type_text()));
+            }
+            None if closed => return Err(unknown(info, &specs, name)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A sentence about an option that there is not.
+fn unknown(info: &Info, specs: &[OptionSpec], name: &str) -> String {
+    let (name, known) = (super::text::clean(name, 100), specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>());
+    match known.is_empty() {
+        true => format!("{} takes no options, `{name}` was given", info.name),
+        false => format!("{} has no option `{name}`; it takes {}", info.name, known.join(", ")),
     }
 }
 
@@ -103,11 +144,7 @@ pub fn from_pairs<S: AsRef<str>>(info: &Info, pairs: &[S]) -> Result<Value, Stri
         };
         let same = |s: &&OptionSpec| s.name == name || s.name == name.replace('-', "_");
         let Some(spec) = specs.iter().find(same) else {
-            let known: Vec<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-            return Err(match known.is_empty() {
-                true => format!("{} takes no options, `{name}` was given", info.name),
-                false => format!("{} has no option `{name}`; it takes {}", info.name, known.join(", ")),
-            });
+            return Err(unknown(info, &specs, name));
         };
         options.insert(spec.name.clone(), spec.read(value)?);
     }
@@ -150,6 +187,19 @@ mod tests {
         assert_eq!(text("min_rank=0"), "option min_rank is `0`, expected integer from 1");
         assert_eq!(text("min_rank=1.5"), "option min_rank is `1.5`, expected integer from 1");
         assert_eq!(text("ramp=yes"), "option ramp is `yes`, expected boolean");
+    }
+
+    #[test]
+    fn names_and_types_are_checked_before_a_plugin_sees_them() {
+        let mut info = info();
+        assert_eq!(check(&info, &json!({"metric": "plain", "energy": 7, "anything": 1})), Ok(()));
+        assert_eq!(
+            check(&info, &json!({"min_rank": 1.5})).unwrap_err(),
+            "option min_rank is 1.5, expected integer from 1"
+        );
+        assert_eq!(check(&info, &json!([])).unwrap_err(), "options are no JSON object");
+        info.options_schema = r#"{"type":"object","additionalProperties":false,"properties":{}}"#.into();
+        assert_eq!(check(&info, &json!({"a": 1})).unwrap_err(), "energy takes no options, `a` was given");
     }
 
     #[test]

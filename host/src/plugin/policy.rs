@@ -8,7 +8,7 @@ use super::component::Artifact;
 use super::contract::{Info, Observation, Plan, Run, Slice};
 use super::sandbox::{Sandbox, State};
 use super::v1::policy::{self as wit, RankPolicy, RankPolicyPre};
-use super::{CallCost, Fault, FaultClass, Origin, Policy, answer, v1};
+use super::{CallCost, Fault, FaultClass, Origin, Policy, answer, options, v1};
 use wasmtime::Store;
 use wasmtime::component::{Component, Instance, Linker, TypedFunc};
 
@@ -170,6 +170,7 @@ impl Policy for WasmPolicy {
     }
 
     fn configure(&mut self, options: &serde_json::Value) -> Result<(), Fault> {
+        options::check(&self.info, options).map_err(|m| self.sandbox.refused("configure", &m))?;
         let options = options.to_string();
         let answer = self.call("configure", |g, s| g.call_configure(s, &options))?;
         answer.map_err(|e| {

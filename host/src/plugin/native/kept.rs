@@ -50,6 +50,15 @@ impl<I: ?Sized> Kept<I> {
         Kept { origin, plugin, limits, make, live: None, info: Info::default(), cost: CallCost::default() }
     }
 
+    /// Options the plugin takes, by name and type.
+    fn check_options(&self, options: &serde_json::Value) -> Result<(), Fault> {
+        super::super::options::check(&self.info, options).map_err(|m| Fault {
+            plugin: self.plugin.clone(),
+            class: FaultClass::Refused,
+            message: format!("`configure`: {m}"),
+        })
+    }
+
     /// A new instance.
     fn instance(&self) -> Result<Box<I>, Fault> {
         (self.make)(&self.plugin).map_err(|f| f.of(&self.plugin))
@@ -161,6 +170,7 @@ impl Policy for KeptPolicy {
     }
 
     fn configure(&mut self, options: &serde_json::Value) -> Result<(), Fault> {
+        self.kept.check_options(options)?;
         let options = options.to_string();
         self.tell(|p| p.configure(&options))?;
         self.memory.options = Some(options);
@@ -249,6 +259,7 @@ impl Evaluator for KeptEvaluator {
     }
 
     fn configure(&mut self, options: &serde_json::Value) -> Result<(), Fault> {
+        self.kept.check_options(options)?;
         let options = options.to_string();
         let result = self.call(|e| e.configure(&options));
         match result {

@@ -14,8 +14,9 @@ static const char *decide(const plastic_seen *seen, plastic_plan *plan) {
   for (size_t i = 0; i < seen->count; i++) {
     const plastic_slice *slice = &seen->slices[i];
     uint32_t rank = (uint32_t)(keep * slice->max_rank);
-    /* Factors of a high rank are larger than the slice itself. */
-    if (plastic_saves(slice, rank)) {
+    const plastic_state *state = &seen->states[i];
+    /* A frozen slice stays as it is; factors of a high rank are larger than the slice itself. */
+    if (!state->frozen && plastic_saves(slice, rank) && rank < state->awake) {
       plastic_set_rank(plan, i, rank, "%" PRIu32 " of %" PRIu32, rank, slice->max_rank);
     }
   }

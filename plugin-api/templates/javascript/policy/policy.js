@@ -20,8 +20,8 @@ export default class @Type@ extends Policy {
     const plan = new Plan();
     for (const s of seen.slices) {
       const rank = Math.trunc(this.options.keep * s.maxRank);
-      // Factors of a high rank are larger than the slice itself.
-      if (s.saves(rank)) plan.setRank(s, rank, `${rank} of ${s.maxRank}`);
+      // A frozen slice stays as it is; factors of a high rank are larger than the slice itself.
+      if (!s.state.frozen && s.saves(rank) && rank < s.awake) plan.setRank(s, rank, `${rank} of ${s.maxRank}`);
     }
     return plan;
   }

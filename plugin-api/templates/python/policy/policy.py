@@ -20,8 +20,8 @@ class @Type@(Policy):
         plan = Plan()
         for s in seen.slices:
             rank = int(self.options["keep"] * s.max_rank)
-            # Factors of a high rank are larger than the slice itself.
-            if s.saves(rank):
+            # A frozen slice stays as it is; factors of a high rank are larger than the slice itself.
+            if not s.state.frozen and s.saves(rank) and rank < s.awake:
                 plan.set_rank(s, rank, f"{rank} of {s.max_rank}")
         return plan
 

@@ -34,8 +34,8 @@ impl RankPolicy for @Type@ {
         let mut plan = Plan::new();
         for slice in seen.slices() {
             let rank = (self.options.keep * slice.max_rank() as f64) as usize;
-            // Factors of a high rank are larger than the slice itself.
-            if slice.saves(rank) {
+            // A frozen slice stays as it is; factors of a high rank are larger than the slice itself.
+            if !slice.is_frozen() && slice.saves(rank) && rank < slice.awake() {
                 plan.set_rank(slice, rank, format!("{rank} of {}", slice.max_rank()));
             }
         }
