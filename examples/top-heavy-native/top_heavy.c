@@ -1,5 +1,6 @@
 /* The policy of examples/top-heavy as a native library in C: the later a layer, the more of the
  * budget it gets. Same slices, same plan. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -122,7 +123,7 @@ static int32_t decide(void *self, const plastic_observation *seen, plastic_emit_
         double share = (double)t->budget * weight(s, last) / total;
         uint32_t rank = (uint32_t)(share / (double)s->component);
         char *reason = reasons + i * REASON;
-        snprintf(reason, REASON, "layer %u of %.0f: %.0f parameters", s->layer, last, share);
+        snprintf(reason, REASON, "layer %" PRIu32 " of %.0f: %" PRIu64 " parameters", s->layer, last, (uint64_t)share);
         PLASTIC_CLEAR(actions[i]);
         actions[i].slice = (uint32_t)i;
         actions[i].reason = text(reason);

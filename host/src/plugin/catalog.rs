@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 /// What carries a plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Carrier {
-    /// A WebAssembly component or module.
+    /// A WebAssembly component or module, in a sandbox.
+    #[default]
     Wasm,
-    /// A native library.
+    /// A native library, with all rights of the user.
     Native,
 }
 

@@ -31,7 +31,7 @@ impl Loader {
     }
 
     /// Compiles in a process of this program, which must be plastic-host, under the limits of
-    /// compiling.
+    /// compiling; isolated libraries run in one too.
     #[must_use]
     pub fn compiled_by(self, program: PathBuf) -> Loader {
         Loader { compiler: Some(program), ..self }
@@ -85,7 +85,10 @@ impl Loader {
         if !self.rules.isolate {
             return Ok(None);
         }
-        Isolation::by_this_program().map(Some).map_err(|e| fault(format!("cannot be isolated: {e}")))
+        match &self.compiler {
+            Some(program) => Ok(Some(Isolation::by(program))),
+            None => Isolation::by_this_program().map(Some).map_err(|e| fault(format!("cannot be isolated: {e}"))),
+        }
     }
 
     fn workshop(&self) -> wasm::Workshop<'_> {

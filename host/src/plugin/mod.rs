@@ -31,6 +31,7 @@ mod text;
 mod v1;
 mod wasm;
 
+pub use catalog::Carrier;
 pub use compile::precompile;
 pub use component::{API_MAJOR, API_VERSION, Artifact, Kind, encode};
 pub use grants::{Grant, GrantError};
@@ -68,17 +69,6 @@ pub struct Origin {
     /// What carries it.
     #[serde(default)]
     pub carrier: Carrier,
-}
-
-/// The two carriers of the one contract.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Carrier {
-    /// A WebAssembly component, in a sandbox.
-    #[default]
-    Wasm,
-    /// A native library, with all rights of the user.
-    Native,
 }
 
 /// How a plugin failed. The message names the plugin and the remedy.

@@ -32,7 +32,7 @@ struct Functions {
 pub(super) struct NativeEvaluator {
     functions: Functions,
     this: Instance,
-    host: Box<HostSide>,
+    host: HostSide,
     budget: usize,
 }
 

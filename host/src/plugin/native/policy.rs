@@ -10,25 +10,31 @@ use super::library::Loaded;
 use super::{Failure, Lines, PANIC_BYTES, records};
 use std::cell::RefCell;
 use std::ffi::c_void;
+use std::rc::Rc;
 
-/// What an instance may call of the host, at an address that stays.
+/// What an instance may call of the host. The library keeps pointers to both parts, so they stay
+/// where they are, and are shared, not owned by one name.
 pub(super) struct HostSide {
-    table: abi::Host,
-    lines: RefCell<Box<dyn Lines>>,
+    table: Rc<abi::Host>,
+    lines: Rc<RefCell<Box<dyn Lines>>>,
 }
 
 impl HostSide {
-    pub(super) fn new(lines: Box<dyn Lines>) -> Box<HostSide> {
-        let table =
-            abi::Host { abi_minor: abi::MINOR, log: Some(log), get_extension: Some(no_extension), ..abi::Host::new() };
-        let mut side = Box::new(HostSide { table, lines: RefCell::new(lines) });
-        side.table.context = std::ptr::from_ref(&*side).cast_mut().cast();
-        side
+    pub(super) fn new(lines: Box<dyn Lines>) -> HostSide {
+        let lines = Rc::new(RefCell::new(lines));
+        let table = Rc::new(abi::Host {
+            abi_minor: abi::MINOR,
+            context: Rc::as_ptr(&lines).cast_mut().cast(),
+            log: Some(log),
+            get_extension: Some(no_extension),
+            ..abi::Host::new()
+        });
+        HostSide { table, lines }
     }
 
     /// The table to hand to `create`.
     pub(super) fn table(&self) -> *const abi::Host {
-        &self.table
+        Rc::as_ptr(&self.table)
     }
 
     /// A call is over.
@@ -38,12 +44,12 @@ impl HostSide {
 }
 
 extern "C" fn log(context: Context, level: u32, message: Str) {
-    // SAFETY: the context is the `HostSide` of an instance that is being called, and lives longer.
-    let side = unsafe { &*context.cast_const().cast::<HostSide>() };
+    // SAFETY: the context is the `lines` of the host's side, which live longer than the instance.
+    let lines = unsafe { &*context.cast_const().cast::<RefCell<Box<dyn Lines>>>() };
     // SAFETY: the plugin's, read before this returns.
     let message = unsafe { Reader::new(1 << 30).str(message, "a log line") };
     // From another thread, against the contract, it may be taken: then the line is lost.
-    if let (Ok(message), Ok(mut lines)) = (message, side.lines.try_borrow_mut()) {
+    if let (Ok(message), Ok(mut lines)) = (message, lines.try_borrow_mut()) {
         lines.line(u8::try_from(level).unwrap_or(u8::MAX), message);
     }
 }
@@ -180,7 +186,7 @@ struct Functions {
 pub(super) struct NativePolicy {
     functions: Functions,
     this: Instance,
-    host: Box<HostSide>,
+    host: HostSide,
     budget: usize,
 }
 

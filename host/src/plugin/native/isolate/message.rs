@@ -21,7 +21,7 @@ pub enum Call {
     /// A run begins.
     Start(Run, Vec<Slice>),
     /// Answered with a `Plan`.
-    Decide(Observation),
+    Decide(Box<Observation>),
     /// Answered with bytes.
     Snapshot,
     /// A snapshot.
@@ -148,7 +148,10 @@ pub fn receive(stream: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The types of answers, by name, for whoever decodes [`Reply::Done`].
+/// One message, or the answer in a [`Reply::Done`].
+///
+/// # Errors
+/// [`Garbled`]
 pub fn read<T: Wire>(answer: &[u8]) -> Result<T, Garbled> {
     super::wire::read(answer)
 }
@@ -233,7 +236,7 @@ mod tests {
     #[test]
     fn all_that_an_observation_can_hold_comes_back_as_it_was() {
         let seen = observation();
-        assert_eq!(read::<Call>(&decide(&seen)).unwrap(), Call::Decide(seen.clone()));
+        assert_eq!(read::<Call>(&decide(&seen)).unwrap(), Call::Decide(Box::new(seen.clone())));
         let run = Run { phase: "train".into(), seed: 1, steps: 2, parameters: 3, budget: 4, attributes: vec![] };
         assert_eq!(read::<Call>(&start(&run, &[])).unwrap(), Call::Start(run, vec![]));
         let verdict =

@@ -122,20 +122,20 @@ impl Printed {
         while matches!((&mut output).take(PANIC_BYTES as u64).read_until(b'\n', &mut line), Ok(1..)) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             line.clear();
-            let mut out = self.0.lock().unwrap_or_else(|e| e.into_inner());
-            if out.lines.len() >= 1000 {
-                out.dropped += 1;
+            if text.is_empty() {
                 continue;
             }
+            let mut out = self.0.lock().unwrap_or_else(|e| e.into_inner());
             if out.last.len() > PANIC_BYTES {
                 out.last.clear();
             }
-            if !text.is_empty() {
-                out.last = match out.last.is_empty() {
-                    true => text.clone(),
-                    false => format!("{}\n{text}", out.last),
-                };
-                out.lines.push(text);
+            if !out.last.is_empty() {
+                out.last.push('\n');
+            }
+            out.last.push_str(&text);
+            match out.lines.len() < 1000 {
+                true => out.lines.push(text),
+                false => out.dropped += 1,
             }
         }
         self.0.lock().unwrap_or_else(|e| e.into_inner()).closed = true;

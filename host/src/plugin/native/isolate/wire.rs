@@ -124,6 +124,15 @@ impl Wire for String {
     }
 }
 
+impl<T: Wire> Wire for Box<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        (**self).put(out);
+    }
+    fn get(bytes: &mut &[u8]) -> Result<Box<T>, Garbled> {
+        T::get(bytes).map(Box::new)
+    }
+}
+
 impl<T: Wire> Wire for Option<T> {
     fn put(&self, out: &mut Vec<u8>) {
         self.is_some().put(out);
