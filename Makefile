@@ -9,7 +9,7 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
-.PHONY: help demo test setup build plugins model ready bench bench-quick lint clean distclean
+.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins lint clean distclean
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -18,6 +18,7 @@ help:
 	@echo 'make build        build the program: $(HOST)'
 	@echo 'make plugins      build plugins/*.wasm'
 	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
+	@echo 'make bench-plugins what loading and calling a plugin costs'
 	@echo 'make lint         formatting, clippy, licences'
 	@echo 'make clean        delete what was built (distclean: MLX in .mlx too)'
 
@@ -40,6 +41,9 @@ bench: plugins model
 
 bench-quick: plugins model
 	python3 -B tests/bench/bench.py --quick
+
+bench-plugins: plugins model
+	python3 -B tests/bench/plugins.py
 
 # --- set-up -----------------------------------------------------------------------------------
 

@@ -417,7 +417,6 @@ fn the_command_line_makes_projects() {
         ("plugin new Halve --kind policy --lang c", 1, "name is `Halve`, expected lower-case letters"),
         ("plugin new x --kind policy --lang rust --sdk deep", 1, "deep is not the crate plastic-plugin"),
         ("plugin new x --kind policy --lang cobol", 2, "possible values: rust, c, python, javascript"),
-        ("plugin new x --lang c", 2, "--kind"),
         ("plugin build deep", 1, "deep has neither Cargo.toml nor plugin.toml"),
     ] {
         let words: Vec<&str> = words.split(' ').collect();

@@ -105,7 +105,7 @@ class Observation:
         self.step = record.step
         #: Parameters awake in all slices.
         self.awake = record.awake
-        self._values = {(needs[s.need], s.slice): s for s in record.series}
+        self._values = {(needs[s.need], s.slice): s for s in record.series if s.need < len(needs)}
         #: Every slice, in the host's order.
         self.slices = [Slice(i, meta, state, self) for i, (meta, state) in enumerate(zip(metas, record.slices))]
 

@@ -169,6 +169,9 @@ pub struct StepRecord {
     /// How a plugin failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// Fuel that each policy's `decide` burned, by name, where fuel is counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fuel: Vec<(String, u64)>,
     /// The fallback decided.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fallback: bool,

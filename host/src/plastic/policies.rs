@@ -191,6 +191,11 @@ impl Policies {
         Err(Undecided::Fault(Policies::nobody()))
     }
 
+    /// Fuel that the last calls of the pipeline burned, by policy, where fuel is counted.
+    pub fn fuel(&self) -> Vec<(String, u64)> {
+        self.line.iter().filter_map(|s| Some((s.name().to_owned(), s.policy.last_cost().fuel?))).collect()
+    }
+
     /// What is said where nobody is left to decide.
     pub(super) fn nobody() -> Fault {
         Fault { plugin: "policies".into(), class: FaultClass::Load, message: "nobody is left to decide".into() }

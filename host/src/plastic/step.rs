@@ -414,6 +414,7 @@ impl Runner {
             .time(|t| &mut t.record, || recording::write(self.parts.dir.path(), self.next, &needs, &observation))?;
         let mut record = self.blank_record(kept);
         let decided = clock.time(|t| &mut t.decide, || self.decide(&observation, &needs, &mut record));
+        record.fuel = self.parts.policies.fuel();
         record.shadows = clock.time(|t| &mut t.shadow, || self.shadow(&observation, &needs));
         let mut heard = None;
         match decided {
@@ -523,6 +524,7 @@ impl Runner {
             proposals: Vec::new(),
             shadows: Vec::new(),
             fault: None,
+            fuel: Vec::new(),
             fallback: false,
             fate: Fate::Held,
             reason: String::new(),
