@@ -28,8 +28,10 @@ const SMALL: [&str; 14] = [
 
 fn small(out: &str, more: &[&str]) -> Vec<String> {
     let model = base();
-    let mut args: Vec<String> =
-        ["--policy", "plugins/energy.wasm", "--base", &model, "--out", out].map(String::from).into();
+    let mut args: Vec<String> = ["--base", &model, "--out", out].map(String::from).into();
+    if !more.contains(&"--policy") {
+        args.extend(["--policy", "plugins/energy.wasm"].map(String::from));
+    }
     args.extend(SMALL.map(String::from));
     args.extend(more.iter().map(|s| s.to_string()));
     args

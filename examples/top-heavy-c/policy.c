@@ -13,6 +13,7 @@ static const char *decide(const plastic_seen *seen, plastic_plan *plan) {
   }
   for (size_t i = 0; i < seen->count; i++) total += weight(&seen->slices[i], last);
   for (size_t i = 0; i < seen->count; i++) {
+    if (seen->states[i].frozen) continue;
     const plastic_slice *slice = &seen->slices[i];
     double share = (double)seen->run->budget * weight(slice, last) / total;
     uint64_t rank = (uint64_t)(share / (double)slice->component_parameters);

@@ -8,7 +8,7 @@ export default class TopHeavy extends Policy {
     const weight = (s) => s.denseParameters * (1 + s.layer / last);
     const total = seen.slices.reduce((sum, s) => sum + weight(s), 0);
     const plan = new Plan();
-    for (const s of seen.slices) {
+    for (const s of seen.slices.filter((s) => !s.state.frozen)) {
       const share = (seen.run.budget * weight(s)) / total;
       const rank = Math.trunc(share / s.parameters(1));
       const why = `layer ${s.layer} of ${last}: ${Math.trunc(share)} parameters`;

@@ -101,7 +101,7 @@ static int32_t decide(void *self, const plastic_observation *seen, plastic_emit_
     plastic_action *actions;
     char *reasons;
     plastic_plan plan;
-    uint64_t i;
+    uint64_t i, n = 0;
 
     if (seen->slices.len != t->count) {
         t->error = "the observation has other slices than start announced";
@@ -120,23 +120,26 @@ static int32_t decide(void *self, const plastic_observation *seen, plastic_emit_
     for (i = 0; i < t->count; i++) total += weight(&t->slices[i], last);
     for (i = 0; i < t->count; i++) {
         const facts *s = &t->slices[i];
+        const plastic_slice_state *state = PLASTIC_AT(plastic_slice_state, seen->slices, i);
         double share = (double)t->budget * weight(s, last) / total;
         uint32_t rank = (uint32_t)(share / (double)s->component);
-        char *reason = reasons + i * REASON;
+        char *reason = reasons + n * REASON;
+        if (state->frozen) continue;
         snprintf(reason, REASON, "layer %" PRIu32 " of %.0f: %" PRIu64 " parameters", s->layer, last, (uint64_t)share);
-        PLASTIC_CLEAR(actions[i]);
-        actions[i].slice = (uint32_t)i;
-        actions[i].reason = text(reason);
+        PLASTIC_CLEAR(actions[n]);
+        actions[n].slice = (uint32_t)i;
+        actions[n].reason = text(reason);
         if (s->component * rank < s->dense) {
-            actions[i].change = PLASTIC_SET_RANK;
-            actions[i].n = rank;
+            actions[n].change = PLASTIC_SET_RANK;
+            actions[n].n = rank;
         } else {
-            actions[i].change = PLASTIC_DENSE;
+            actions[n].change = PLASTIC_DENSE;
         }
+        n++;
     }
     PLASTIC_CLEAR(plan);
     plan.actions.ptr = actions;
-    plan.actions.len = t->count;
+    plan.actions.len = n;
     emit(to, &plan);
     free(reasons);
     free(actions);

@@ -12,6 +12,8 @@ class TopHeavy(Policy):
             total += weight
         plan = Plan()
         for s, weight in zip(seen.slices, weights):
+            if s.state.frozen:
+                continue
             share = seen.run.budget * weight / total
             rank = int(share / s.parameters(1))
             why = f"layer {s.layer} of {last}: {int(share)} parameters"

@@ -13,7 +13,7 @@ impl RankPolicy for TopHeavy {
         let weight = |s: SliceView| s.dense_parameters() as f64 * (1.0 + s.layer() as f64 / last);
         let total: f64 = seen.slices().map(weight).sum();
         let mut plan = Plan::new();
-        for slice in seen.slices() {
+        for slice in seen.slices().filter(|s| !s.is_frozen()) {
             let share = seen.run().budget as f64 * weight(slice) / total;
             let rank = (share / slice.parameters(1) as f64) as usize;
             let why = format!("layer {} of {last}: {} parameters", slice.layer(), share as u64);

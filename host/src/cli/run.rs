@@ -175,6 +175,10 @@ pub(super) fn set_options(option: &'static str, texts: &[String], plugins: &mut 
     for text in texts {
         let (whole, value) = pair(option, text)?;
         let named = whole.split_once(':').filter(|(stem, _)| plugins.iter().any(|c| c.stem() == *stem));
+        if let Some((stem, _)) = whole.split_once(':').filter(|_| named.is_none() && !plugins.is_empty()) {
+            let stems: Vec<String> = plugins.iter().map(|c| c.stem()).collect();
+            anyhow::bail!("{option} {text}: there is no plugin `{stem}` to give it to; there are {}", stems.join(", "));
+        }
         let (wanted, name) = match (named, plugins.len()) {
             (Some((stem, name)), _) => (Some(stem), name),
             (None, 0) => anyhow::bail!("{option} {text}: there is no plugin to give it to"),

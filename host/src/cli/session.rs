@@ -486,10 +486,6 @@ fn calibrate(
     g: &Global,
 ) -> anyhow::Result<Moments> {
     let pass = moments::Pass { windows, gradient_windows: config.gradient_windows.max(1), seed: config.seed };
-    let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(base_sha256, &pass))));
-    if let Some(found) = file.as_ref().and_then(|f| Moments::open(f, model.slices())) {
-        return Ok(found);
-    }
     // A covariance of fewer tokens than it has rows takes every other direction for worthless.
     let needed = model.slices().iter().map(|s| s.rows.min(s.cols) as usize).max().unwrap_or(0);
     let length = windows.first().map_or(0, Vec::len);
@@ -504,6 +500,10 @@ fn calibrate(
                 (2 * needed).div_ceil(length.max(1))
             );
         }
+    }
+    let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(base_sha256, &pass))));
+    if let Some(found) = file.as_ref().and_then(|f| Moments::open(f, model.slices())) {
+        return Ok(found);
     }
     let bar = ui::bar(g, 1, "calibrating");
     let gathered = moments::gather(model, &pass, &mut |done, total| {

@@ -84,13 +84,41 @@ impl Choice {
 }
 
 /// One plugin or several, by name or with options.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Chosen {
     Name(PathBuf),
-    // Before `One`: a list would do for a struct.
     Many(Vec<Chosen>),
     One(Choice),
+}
+
+impl<'de> Deserialize<'de> for Chosen {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Chosen, D::Error> {
+        // By hand, so that what is wrong in a table is said by name.
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Chosen;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a plugin: a name, a file, or a table with `file` and `options`; or a list of them")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Chosen, E> {
+                Ok(Chosen::Name(text.into()))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Chosen, A::Error> {
+                let mut all = Vec::new();
+                while let Some(one) = list.next_element()? {
+                    all.push(one);
+                }
+                Ok(Chosen::Many(all))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, table: A) -> Result<Chosen, A::Error> {
+                Choice::deserialize(serde::de::value::MapAccessDeserializer::new(table)).map(Chosen::One)
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
 }
 
 impl Chosen {
@@ -243,6 +271,8 @@ mod tests {
         let one = of("[policy]\nfile = \"energy\"\n[policy.options]\nmetric = \"plain\"");
         assert_eq!(one[0].options["metric"], toml::Value::from("plain"));
         assert!(of("policy = \"\"").is_empty());
+        let wrong = toml::from_str::<RunConfig>("[[policy]]\nfile = \"a\"\nopts = 1").unwrap_err().to_string();
+        assert!(wrong.contains("opts") && wrong.contains("expected `file` or `options`"), "{wrong}");
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl Sandbox {
             let limit = self.limits.fuel_budget().unwrap_or_default();
             return self.fault(
                 FaultClass::Timeout,
-                format!("`{function}` used up its {limit} units of fuel, the limit (fuel)"),
+                format!("`{function}` used up its {limit} units of fuel, the limit (--fuel)"),
             );
         }
         if trap == Some(&Trap::StackOverflow) {

@@ -2,7 +2,7 @@
 
 use super::kib;
 use crate::cli::{Global, locate, rules::RuleArgs};
-use crate::plugin::contract::Info;
+use crate::plugin::contract::{Info, Value, attribute};
 use crate::plugin::options::{OptionSpec, specs};
 use crate::plugin::signature::{self, State};
 use crate::plugin::{API_VERSION, Artifact, Loader};
@@ -67,6 +67,7 @@ impl Report {
             "imports": a.imports,
             "phases": i.phases,
             "needs": i.needs,
+            "attributes": i.attributes,
             "options": self.options,
         })
     }
@@ -89,6 +90,12 @@ impl Report {
         line("imports", a.imports.join(", "));
         line("phases", i.phases.join(", "));
         line("needs", i.needs.join(", "));
+        if let Some(Value::Texts(names)) = attribute(&i.attributes, "metrics") {
+            line("reports", names.join(", "));
+        }
+        if attribute(&i.attributes, "revises") == Some(&Value::Flag(true)) {
+            line("revises", "the plan of a policy before it, in a pipeline".into());
+        }
         if self.options.is_empty() {
             line("options", "none".into());
             return out;

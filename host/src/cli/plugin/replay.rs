@@ -21,7 +21,8 @@ Examples:
   plastic-host plugin replay my-policy.wasm small.json --write plans.json     keep the plans ...
   plastic-host plugin replay my-policy.wasm small.json --expect plans.json    ... and compare later ones with them
 
-Exit code 1 where a plan differs from the expected one.")]
+Without --opt the policy that was recorded has the options it had. Exit code 1 where a plan differs from the
+expected one, and where the policy fails in a step that was not expected to fail.")]
 pub struct ReplayArgs {
     /// The policy: a file, or a name on the plugin path
     file: PathBuf,
@@ -57,7 +58,12 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let mut choice = Choice::new(locate::plugin(&args.file, Some(&loader))?);
     set_options("--opt", &args.opt, &mut [&mut choice])?;
     let mut policy = loader.policy(&choice.file)?;
-    policy.configure(&json(&choice.options)?)?;
+    // The policy of the recording goes on with the options it had there, unless told otherwise.
+    let options = match args.opt.is_empty() && policy.info().name == recording.policy {
+        true => recording.options.clone(),
+        false => json(&choice.options)?,
+    };
+    policy.configure(&options)?;
     policy.start(&recording.run, &recording.slices)?;
     let mut answers: Vec<Answer> = Vec::new();
     let mut requests: Vec<String> = Vec::new();
@@ -97,6 +103,11 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
         if args.expect.is_some() {
             say!("{} of {} steps as expected", answers.len().saturating_sub(differing.len()), answers.len());
         }
+    }
+    let failed = answers.iter().filter(|a| a.fault.is_some()).count();
+    if args.expect.is_none() && failed > 0 {
+        note!("error: the policy failed in {failed} of {} steps", answers.len());
+        return Ok(ExitCode::FAILURE);
     }
     if !differing.is_empty() {
         let steps: Vec<String> = differing.iter().map(u32::to_string).collect();

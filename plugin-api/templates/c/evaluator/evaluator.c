@@ -1,10 +1,14 @@
 /* An evaluator: accepts a change while the mean loss rises no more than allowed. */
 #include "plastic_plugin/evaluator.h"
+#include <math.h>
 
 static double max_loss_increase = 0.1;
 
 static const char *configure(const char *options) {
   max_loss_increase = plastic_number(options, "max_loss_increase", 0.1);
+  if (max_loss_increase < 0 || max_loss_increase > 100) {
+    return plastic_error("option max_loss_increase is %g, expected 0 to 100", max_loss_increase);
+  }
   return NULL;
 }
 
@@ -17,7 +21,11 @@ static const char *evaluate(const plastic_task *task, plastic_verdict *verdict) 
   if (error != NULL) return error;
 
   double rise = candidate - base;
-  if (rise <= max_loss_increase) { /* not where it is NaN */
+  if (!isfinite(rise)) {
+    plastic_reject(verdict, "the candidate's loss is no number");
+    return NULL;
+  }
+  if (rise <= max_loss_increase) {
     plastic_accept(verdict, "loss %.4f -> %.4f nats/token", base, candidate);
   } else {
     plastic_reject(verdict, "loss %.4f -> %.4f nats/token", base, candidate);

@@ -17,7 +17,8 @@ export default class @Type@ extends Evaluator {
     const [base] = meanLoss(measure, "base");
     const [candidate] = meanLoss(measure, "candidate");
     const rise = candidate - base;
-    const judge = rise <= this.options.max_loss_increase ? Verdict.accept : Verdict.reject; // rejects NaN
+    if (!Number.isFinite(rise)) return Verdict.reject("the candidate's loss is no number");
+    const judge = rise <= this.options.max_loss_increase ? Verdict.accept : Verdict.reject;
     return judge(`loss ${base.toFixed(4)} -> ${candidate.toFixed(4)} nats/token`).metric("loss-increase", rise, "nats");
   }
 }

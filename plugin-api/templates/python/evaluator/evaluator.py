@@ -1,5 +1,7 @@
 """An evaluator: accepts a change while the mean loss rises no more than allowed."""
 
+import math
+
 from plastic_plugin import Evaluator, Verdict, mean_loss
 
 
@@ -18,7 +20,9 @@ class @Type@(Evaluator):
         base, _ = mean_loss(measure, "base")
         candidate, _ = mean_loss(measure, "candidate")
         rise = candidate - base
-        is_good = rise <= self.options["max_loss_increase"]  # not where it is NaN
+        if not math.isfinite(rise):
+            return Verdict.reject("the candidate's loss is no number")
+        is_good = rise <= self.options["max_loss_increase"]
         judge = Verdict.accept if is_good else Verdict.reject
         return judge(f"loss {base:.4f} -> {candidate:.4f} nats/token").metric("loss-increase", rise, "nats")
 

@@ -20,6 +20,8 @@ pub struct @Type@ {
 impl Evaluator for @Type@ {
     type Options = Options;
 
+    const METRICS: &'static [&'static str] = &["loss-increase"];
+
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
         Ok(())
@@ -30,7 +32,10 @@ impl Evaluator for @Type@ {
         let candidate = mean_loss(host, Subject::Candidate)?;
         let rise = candidate - base;
         let reason = format!("loss {base:.4} -> {candidate:.4} nats/token");
-        let is_good = rise <= self.options.max_loss_increase; // not where it is NaN
+        if !rise.is_finite() {
+            return Ok(Verdict::reject(format!("{reason}: the candidate's loss is no number")));
+        }
+        let is_good = rise <= self.options.max_loss_increase;
         let verdict = if is_good { Verdict::accept(reason) } else { Verdict::reject(reason) };
         Ok(verdict.metric(Metric::new("loss-increase", rise, "nats")))
     }
