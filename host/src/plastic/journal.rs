@@ -414,6 +414,14 @@ impl Journal {
         Ok(parse(path)?.0)
     }
 
+    /// The same for the content of a file of that name.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<Event>> {
+        Ok(parse_bytes(path, bytes)?.0)
+    }
+
     /// Adds one event and syncs it to the disk.
     ///
     /// # Errors
@@ -442,7 +450,11 @@ impl Journal {
 /// Events, and the length of the file up to the last whole line.
 fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
     let bytes = std::fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
-    if let Some(found) = schema(&bytes).filter(|s| *s < SCHEMA) {
+    parse_bytes(path, &bytes)
+}
+
+fn parse_bytes(path: &Path, bytes: &[u8]) -> Result<(Vec<Event>, u64)> {
+    if let Some(found) = schema(bytes).filter(|s| *s < SCHEMA) {
         return Err(JournalError::OldSchema { path: path.to_owned(), found });
     }
     let mut events = Vec::new();
