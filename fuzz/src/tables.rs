@@ -133,9 +133,10 @@ impl Library {
         let count = u.int_in_range(0..=most)?;
         let size = self.size::<T>(u)?;
         let mut bytes = Vec::new();
-        for _ in 0..count {
+        for i in 0..count {
             let mut value = make(self, u)?;
-            let own = if rare(u, 24)? { u.arbitrary()? } else { size };
+            // The first one's is the step to the next: the library's word.
+            let own = if i > 0 && rare(u, 24)? { u.arbitrary()? } else { size };
             // SAFETY: as above.
             unsafe { (&raw mut value).cast::<u32>().write(own) };
             bytes.extend(padded(u, &value, size)?);

@@ -48,3 +48,15 @@ fn wire() {
 fn texts() {
     replay("texts", targets::texts);
 }
+
+/// Found by a target that wrapped modules in its own process: the packages of this module's description
+/// depend on each other, and wit-component follows them until the stack is used up.
+#[test]
+fn a_module_that_crashes_the_compiler_is_a_fault() {
+    use plastic_host::plugin::{FaultClass, Loader, Rules};
+    let module = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/crashes/description-in-a-circle.wasm");
+    let loader = Loader::new(Rules::default(), None).compiled_by(env!("CARGO_BIN_EXE_plastic-host").into());
+    let fault = loader.evaluator(&module).err().unwrap();
+    assert_eq!(fault.class, FaultClass::Load);
+    assert!(fault.message.contains("the compiler was ended by signal"), "{fault}");
+}

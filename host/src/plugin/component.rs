@@ -319,7 +319,8 @@ mod tests {
 
     #[test]
     fn names_from_the_file_are_no_terminal_commands() {
-        let import = read(r#"(module (import "\1b]0;title\07" "f" (func)) (func (export "plastic:rank/policy@1.0.0#x")))"#);
+        let import =
+            read(r#"(module (import "\1b]0;title\07" "f" (func)) (func (export "plastic:rank/policy@1.0.0#x")))"#);
         let message = import.unwrap_err().message;
         assert!(message.contains("]0;title") && !message.contains(char::is_control), "{message:?}");
         let version = read(r#"(module (func (export "plastic:rank/policy@1.\1b[31m#x")))"#).unwrap_err();
