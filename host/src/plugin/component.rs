@@ -287,8 +287,9 @@ fn is_type(alias: &ComponentAlias) -> bool {
 
 /// Every minor version of the host's major version is welcome.
 fn check_version(api: &str) -> Result<(), String> {
-    let is_version = api.len() <= 64 && api.chars().all(|c| c.is_ascii_alphanumeric() || ".-+".contains(c));
-    let major = api.split('.').next().filter(|_| is_version).and_then(|m| m.parse::<u64>().ok());
+    let number = |text: &str| text.parse::<u64>().ok().filter(|n| n.to_string() == text);
+    let numbers: Option<Vec<u64>> = api.split('.').map(number).collect();
+    let major = numbers.filter(|n| n.len() == 3).and_then(|n| n.first().copied());
     match major {
         Some(API_MAJOR) => Ok(()),
         Some(m) if m > API_MAJOR => Err(format!(
@@ -326,5 +327,13 @@ mod tests {
         let version = read(r#"(module (func (export "plastic:rank/policy@1.\1b[31m#x")))"#).unwrap_err();
         assert_eq!(version.class, FaultClass::Version);
         assert!(!version.message.contains(char::is_control), "{:?}", version.message);
+    }
+
+    #[test]
+    fn a_version_is_three_numbers() {
+        assert!(["1.0.0", "1.12.3"].iter().all(|v| check_version(v).is_ok()));
+        for version in ["01.0.0", "1..0", "1.0", "1.0.0.0", "+1.0.0", "1.0.0-x", ""] {
+            assert!(check_version(version).unwrap_err().contains("which is none"), "{version}");
+        }
     }
 }
