@@ -9,7 +9,11 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
+<<<<<<< HEAD
 .PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins lint clean distclean
+=======
+.PHONY: help demo test setup build plugins model ready bench bench-quick lint fuzz clean distclean
+>>>>>>> fuzz
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -18,7 +22,11 @@ help:
 	@echo 'make build        build the program: $(HOST)'
 	@echo 'make plugins      build plugins/*.wasm'
 	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
+<<<<<<< HEAD
 	@echo 'make bench-plugins what loading and calling a plugin costs'
+=======
+	@echo 'make fuzz         attack the plugin boundary, FUZZ_SECONDS=$(FUZZ_SECONDS) for each target (needs cargo-fuzz)'
+>>>>>>> fuzz
 	@echo 'make lint         formatting, clippy, licences'
 	@echo 'make clean        delete what was built (distclean: MLX in .mlx too)'
 
@@ -84,8 +92,21 @@ lint: ready
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'cargo-deny is not installed: licences and advisories were not checked (cargo install cargo-deny)'; fi
 
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS ?= component options plan c_tables wire texts
+
+# The sanitizers are there in every toolchain, but only this variable lets a released one use them.
+# What is found is kept apart from what is in fuzz/corpus, so that nothing under version control changes.
+fuzz: ready
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz not found: cargo install cargo-fuzz' >&2; exit 1; }
+	@for t in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/target/found/$$t; \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$t fuzz/target/found/$$t fuzz/corpus/$$t -- \
+	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
+
 clean:
-	rm -rf target plugins/*.wasm
+	rm -rf target fuzz/target plugins/*.wasm
 
 distclean: clean
 	rm -rf .mlx

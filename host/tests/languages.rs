@@ -168,7 +168,10 @@ fn crowded() -> (Run, Vec<Slice>, Observation) {
 }
 
 /// What the policies are asked about, by name.
-fn cases() -> Vec<(&'static str, (Run, Vec<Slice>, Observation))> {
+/// What a policy is started with and shown.
+type Case = (Run, Vec<Slice>, Observation);
+
+fn cases() -> Vec<(&'static str, Case)> {
     let many = |n: u32| (0..n).map(|i| slice(i % 211, 64 + i % 17, 64 + i % 5)).collect();
     vec![
         ("no slices", seen(vec![], 0.5, 0)),

@@ -417,6 +417,14 @@ impl Journal {
         Ok(parse(path)?.0)
     }
 
+    /// The same for the content of a file of that name.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<Event>> {
+        Ok(parse_bytes(path, bytes)?.0)
+    }
+
     /// Adds one event and syncs it to the disk.
     ///
     /// # Errors
@@ -445,7 +453,11 @@ impl Journal {
 /// Events, and the length of the file up to the last whole line.
 fn parse(path: &Path) -> Result<(Vec<Event>, u64)> {
     let bytes = std::fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
-    if let Some(found) = schema(&bytes).filter(|s| *s < SCHEMA) {
+    parse_bytes(path, &bytes)
+}
+
+fn parse_bytes(path: &Path, bytes: &[u8]) -> Result<(Vec<Event>, u64)> {
+    if let Some(found) = schema(bytes).filter(|s| *s < SCHEMA) {
         return Err(JournalError::OldSchema { path: path.to_owned(), found });
     }
     let mut events = Vec::new();
@@ -483,10 +495,24 @@ fn schema(bytes: &[u8]) -> Option<u32> {
     u32::try_from(line.get("schema")?.as_u64()?).ok()
 }
 
+/// Whether a slice's sizes are those of a matrix: plans are resolved with them.
+fn is_possible(s: &Slice) -> bool {
+    const MOST: u32 = 1 << 24;
+    let (rows, cols) = (u64::from(s.rows), u64::from(s.cols));
+    (1..=MOST).contains(&s.rows)
+        && (1..=MOST).contains(&s.cols)
+        && s.max_rank == s.rows.min(s.cols)
+        && (s.dense_parameters, s.component_parameters) == (rows * cols, rows + cols)
+}
+
 /// Whether an event can come after the earlier ones; says what is wrong where it cannot.
 fn follows(event: &Event, earlier: &[Event]) -> std::result::Result<(), String> {
     match event {
         Event::Run(_) if !earlier.is_empty() => Err("a second run begins; the file is two journals in one".into()),
+        Event::Run(run) => match run.slices.iter().find(|s| !is_possible(s)) {
+            Some(s) => Err(format!("the sizes of slice {:?} do not fit together", s.name)),
+            None => Ok(()),
+        },
         Event::Step(s) => {
             let next = earlier.steps().last().map_or(1, |last| last.step + 1);
             let parent = earlier.current().map_or(0, |c| c.step);
@@ -597,5 +623,33 @@ impl History for [Event] {
             Role::Evaluator => r.evaluators.get(place),
         });
         swapped.or(begun)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn slices_that_no_matrix_has_are_refused() {
+        let read = |rows: u32, max_rank: u32, dense: u64| {
+            let slice = json!({"name": "q", "layer": 0, "kind": "q", "group": 0, "rows": rows, "cols": 6, "max_rank": max_rank,
+                "dense_parameters": dense, "component_parameters": 6 + u64::from(rows)});
+            let told = json!({"phase": "compress", "seed": 1, "steps": 1, "parameters": 24, "budget": 24});
+            let file = json!({"path": "eval.jsonl", "sha256": ""});
+            let run = json!({"event": "run", "schema": SCHEMA, "program": "", "time": "", "base": "", "base_id": "",
+                "base_sha256": "", "policies": [], "evaluators": [], "told": told, "data": file, "slices": [slice],
+                "parameters": 24, "budget": 24, "options_sha256": ""});
+            Journal::from_bytes(Path::new("journal.jsonl"), format!("{run}\n").as_bytes())
+        };
+        assert_eq!(read(4, 4, 24).unwrap().len(), 1);
+        for (rows, max_rank, dense) in
+            [(0, 0, 0), (4, u32::MAX, 24), (4, 4, 25), (u32::MAX, 6, u64::from(u32::MAX) * 6)]
+        {
+            let problem = read(rows, max_rank, dense).unwrap_err().to_string();
+            assert!(problem.contains("line 1: the sizes of slice \"q\" do not fit together"), "{problem}");
+        }
     }
 }

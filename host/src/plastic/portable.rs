@@ -90,7 +90,16 @@ impl Portable {
     pub fn read(path: &Path) -> Result<Portable, PortableError> {
         let not_one = |why: String| PortableError::NotOne { path: path.to_owned(), why };
         let bytes = crate::atomic::read_bounded(path, 1 << 30).map_err(|e| not_one(e.to_string()))?;
-        let out: Portable = serde_json::from_slice(&bytes).map_err(|e| not_one(e.to_string()))?;
+        Portable::from_bytes(path, &bytes)
+    }
+
+    /// The same for the content of a file of that name.
+    ///
+    /// # Errors
+    /// As [`Portable::read`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Portable, PortableError> {
+        let not_one = |why: String| PortableError::NotOne { path: path.to_owned(), why };
+        let out: Portable = serde_json::from_slice(bytes).map_err(|e| not_one(e.to_string()))?;
         if out.recording != FORMAT {
             return Err(not_one(format!("it is of format {}, this program reads {FORMAT}", out.recording)));
         }

@@ -14,7 +14,7 @@ const NAME: usize = 128;
 ///
 /// # Errors
 /// A sentence that names the field.
-pub(super) fn info(info: &mut Info, limits: &Limits) -> Result<(), String> {
+pub fn info(info: &mut Info, limits: &Limits) -> Result<(), String> {
     let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
     if info.name.is_empty() || info.name.len() > 64 || !info.name.chars().all(is_name) {
         let name = text::clean(&info.name, 64);
@@ -40,7 +40,7 @@ pub(super) fn info(info: &mut Info, limits: &Limits) -> Result<(), String> {
 ///
 /// # Errors
 /// A sentence that names the action.
-pub(super) fn plan(plan: &mut Plan, slices: usize, needs: usize, limits: &Limits) -> Result<(), String> {
+pub fn plan(plan: &mut Plan, slices: usize, needs: usize, limits: &Limits) -> Result<(), String> {
     if plan.actions.len() > limits.plan_actions {
         let (n, most) = (plan.actions.len(), limits.plan_actions);
         return Err(format!("the plan has {n} actions, the limit (plan_actions) is {most}"));
@@ -81,7 +81,7 @@ pub(super) fn plan(plan: &mut Plan, slices: usize, needs: usize, limits: &Limits
 ///
 /// # Errors
 /// A sentence that names the metric.
-pub(super) fn verdict(verdict: &mut Verdict, limits: &Limits) -> Result<(), String> {
+pub fn verdict(verdict: &mut Verdict, limits: &Limits) -> Result<(), String> {
     reason(&mut verdict.reason, || "the reason of the verdict".into(), limits)?;
     if verdict.metrics.len() > MANY {
         return Err(format!("the verdict has {} metrics, at most {MANY} are possible", verdict.metrics.len()));

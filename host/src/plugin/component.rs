@@ -2,7 +2,7 @@
 //! what it imports. Bare core modules, as `cargo build` leaves them, are wrapped into components.
 
 use super::limits::{Limits, size};
-use super::{Carrier, Fault, FaultClass, Grant, grants, native};
+use super::{Carrier, Fault, FaultClass, Grant, grants, native, text};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,9 @@ use wasmparser::{
 pub const API_MAJOR: u64 = 1;
 /// The version of the contract this host was built with.
 pub const API_VERSION: &str = "1.0.0";
+
+/// Most that a message says about what stands in a file.
+const MESSAGE_BYTES: usize = 4 << 10;
 
 pub(super) const PACKAGE: &str = "plastic:rank/";
 
@@ -69,8 +72,20 @@ impl Artifact {
     /// plugin, or imports anything but the contract and what is granted; [`FaultClass::Version`] where it was built for
     /// another major version of the contract.
     pub fn read(path: &Path, limits: &Limits) -> Result<Artifact, Fault> {
-        let fault = |class, message| Fault { plugin: path.display().to_string(), class, message };
-        let bytes = bytes(path, limits).map_err(|m| fault(FaultClass::Load, m))?;
+        let fault = |message| Fault { plugin: path.display().to_string(), class: FaultClass::Load, message };
+        Artifact::from_bytes(path, bytes(path, limits).map_err(fault)?, limits)
+    }
+
+    /// The same for the content of a file of that name.
+    ///
+    /// # Errors
+    /// As [`Artifact::read`].
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>, limits: &Limits) -> Result<Artifact, Fault> {
+        // Messages name what stands in the file, which may be anything.
+        let fault = |class, message: String| {
+            let message = text::clean(&message, MESSAGE_BYTES);
+            Fault { plugin: path.display().to_string(), class, message }
+        };
         if native::file::is_library(&bytes) {
             let native::file::Descriptor { kind, api } =
                 native::file::descriptor(&bytes).map_err(|f| f.of(&path.display().to_string()))?;
@@ -90,7 +105,7 @@ impl Artifact {
             api,
             grants,
             is_wasi: grants::is_wasi(&outline.imports),
-            imports: outline.imports.into_iter().map(|i| i.name).collect(),
+            imports: outline.imports.into_iter().map(|i| text::clean(&i.name, MESSAGE_BYTES)).collect(),
             size: bytes.len() as u64,
             bytes,
         })
@@ -106,7 +121,7 @@ impl Artifact {
     /// # Errors
     /// [`FaultClass::Load`] where a core module cannot be wrapped.
     pub fn component(&self) -> Result<std::borrow::Cow<'_, [u8]>, Fault> {
-        component(&self.bytes).map_err(|e| self.fault(FaultClass::Load, e))
+        component(&self.bytes).map_err(|e| self.fault(FaultClass::Load, text::clean(&e, MESSAGE_BYTES)))
     }
 
     /// A fault of this plugin.
@@ -272,7 +287,9 @@ fn is_type(alias: &ComponentAlias) -> bool {
 
 /// Every minor version of the host's major version is welcome.
 fn check_version(api: &str) -> Result<(), String> {
-    let major = api.split('.').next().and_then(|m| m.parse::<u64>().ok());
+    let number = |text: &str| text.parse::<u64>().ok().filter(|n| n.to_string() == text);
+    let numbers: Option<Vec<u64>> = api.split('.').map(number).collect();
+    let major = numbers.filter(|n| n.len() == 3).and_then(|n| n.first().copied());
     match major {
         Some(API_MAJOR) => Ok(()),
         Some(m) if m > API_MAJOR => Err(format!(
@@ -290,4 +307,33 @@ fn check_version(api: &str) -> Result<(), String> {
 /// Lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn read(wat: &str) -> Result<Artifact, Fault> {
+        Artifact::from_bytes(Path::new("p.wasm"), wat::parse_str(wat).unwrap(), &Limits::default())
+    }
+
+    #[test]
+    fn names_from_the_file_are_no_terminal_commands() {
+        let import =
+            read(r#"(module (import "\1b]0;title\07" "f" (func)) (func (export "plastic:rank/policy@1.0.0#x")))"#);
+        let message = import.unwrap_err().message;
+        assert!(message.contains("]0;title") && !message.contains(char::is_control), "{message:?}");
+        let version = read(r#"(module (func (export "plastic:rank/policy@1.\1b[31m#x")))"#).unwrap_err();
+        assert_eq!(version.class, FaultClass::Version);
+        assert!(!version.message.contains(char::is_control), "{:?}", version.message);
+    }
+
+    #[test]
+    fn a_version_is_three_numbers() {
+        assert!(["1.0.0", "1.12.3"].iter().all(|v| check_version(v).is_ok()));
+        for version in ["01.0.0", "1..0", "1.0", "1.0.0.0", "+1.0.0", "1.0.0-x", ""] {
+            assert!(check_version(version).unwrap_err().contains("which is none"), "{version}");
+        }
+    }
 }

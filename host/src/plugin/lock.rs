@@ -104,7 +104,11 @@ impl Lock {
         Lock::parse(&bytes).map_err(|message| LockError::Content { path: path.to_owned(), message })
     }
 
-    fn parse(bytes: &[u8]) -> Result<Lock, String> {
+    /// The same for its content.
+    ///
+    /// # Errors
+    /// A sentence: what is wrong, and in which line.
+    pub fn parse(bytes: &[u8]) -> Result<Lock, String> {
         let text = str::from_utf8(bytes).map_err(|e| e.to_string())?;
         let lock: Lock = toml::from_str(text).map_err(|e| match e.span() {
             None => e.message().to_owned(),

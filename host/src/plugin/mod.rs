@@ -16,6 +16,7 @@ pub mod contract;
 mod desk;
 mod engine;
 mod evaluator;
+pub mod fuzzing;
 mod grants;
 mod limits;
 mod loader;

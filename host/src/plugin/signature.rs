@@ -165,7 +165,8 @@ pub fn check_file(path: &Path, sha256: &str, most: u64, keys: &[Key]) -> State {
     }
 }
 
-fn check_text(text: &str, bytes: &[u8], keys: &[Key]) -> State {
+/// The same for the text of a signature.
+pub fn check_text(text: &str, bytes: &[u8], keys: &[Key]) -> State {
     let bad = |why: String| State::Bad { why };
     let signature = match minisign_verify::Signature::decode(text) {
         Ok(signature) => signature,

@@ -24,7 +24,7 @@ pub mod isolate;
 mod kept;
 mod library;
 mod policy;
-mod records;
+pub(super) mod records;
 
 /// What [`abi`] calls its records.
 mod shared {

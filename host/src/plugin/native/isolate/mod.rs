@@ -7,10 +7,10 @@
 //! come back the same way. The child ends when its parent does. It is no sandbox: the library still
 //! has the rights of the user.
 
-mod message;
+pub(in super::super) mod message;
 mod process;
 mod serve;
-mod wire;
+pub(in super::super) mod wire;
 
 pub use process::Isolation;
 pub use serve::{Served, serve};
