@@ -9,11 +9,7 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
-<<<<<<< HEAD
-.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins lint clean distclean
-=======
-.PHONY: help demo test setup build plugins model ready bench bench-quick lint fuzz clean distclean
->>>>>>> fuzz
+.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins lint fuzz clean distclean
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -22,11 +18,8 @@ help:
 	@echo 'make build        build the program: $(HOST)'
 	@echo 'make plugins      build plugins/*.wasm'
 	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
-<<<<<<< HEAD
 	@echo 'make bench-plugins what loading and calling a plugin costs'
-=======
 	@echo 'make fuzz         attack the plugin boundary, FUZZ_SECONDS=$(FUZZ_SECONDS) for each target (needs cargo-fuzz)'
->>>>>>> fuzz
 	@echo 'make lint         formatting, clippy, licences'
 	@echo 'make clean        delete what was built (distclean: MLX in .mlx too)'
 

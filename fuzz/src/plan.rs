@@ -135,8 +135,11 @@ impl Case {
     }
 }
 
+/// A plan without its reasons.
+type Changes<'a> = (Vec<(u32, &'a Change)>, Option<(u32, f64)>, Option<f64>, &'a [String], &'a [Attribute]);
+
 /// All of a plan but its reasons.
-fn changes(p: &Plan) -> (Vec<(u32, &Change)>, Option<(u32, f64)>, Option<f64>, &[String], &[Attribute]) {
+fn changes(p: &Plan) -> Changes<'_> {
     let actions = p.actions.iter().map(|a| (a.slice, &a.change)).collect();
     (actions, p.threshold.as_ref().map(|t| (t.need, t.level)), p.predicted, &p.requests, &p.attributes)
 }

@@ -167,10 +167,10 @@ fn crowded() -> (Run, Vec<Slice>, Observation) {
     (run, slices, observation)
 }
 
-/// What the policies are asked about, by name.
 /// What a policy is started with and shown.
 type Case = (Run, Vec<Slice>, Observation);
 
+/// What the policies are asked about, by name.
 fn cases() -> Vec<(&'static str, Case)> {
     let many = |n: u32| (0..n).map(|i| slice(i % 211, 64 + i % 17, 64 + i % 5)).collect();
     vec![
