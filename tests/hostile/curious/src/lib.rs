@@ -1,6 +1,7 @@
 //! A policy that asks the system for what the option `ask` names, for the tests of grants; the answer
 //! is the reason of its one action. It is built as plugins are, not on a standard library for WASI,
 //! so the tests need no other target.
+#![cfg_attr(not(target_arch = "wasm32"), allow(dead_code, reason = "a guest is built for WASM only"))]
 
 #[allow(missing_docs, reason = "generated from the WIT")]
 mod system {
