@@ -73,8 +73,16 @@ pub fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// Writes a whole file: temporary file in the same directory, synced, renamed.
 ///
 /// # Errors
-/// Where the directory cannot be written or the disk is full; the old file is then untouched.
+/// Where the directory cannot be written or the disk is full; the old file is then untouched. Where the
+/// path names something that is no regular file, such as a device: it stays what it is.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    // Through a link to what it points at; a link to nothing becomes a file.
+    let linked = fs::canonicalize(path);
+    let path = linked.as_deref().unwrap_or(path);
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "it is there and is no regular file; name another one");
+        return Err(FileError::at("writing", path)(error));
+    }
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut tmp =
         shared(&mut tempfile::Builder::new()).tempfile_in(dir).map_err(FileError::at("creating a file in", dir))?;
@@ -222,6 +230,21 @@ impl Lock {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn links_are_followed_and_devices_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_file(&link, b"new").unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        for special in [Path::new("/dev/null"), dir.path()] {
+            assert!(write_file(special, b"x").unwrap_err().to_string().contains("no regular file"));
+        }
+    }
 
     #[test]
     fn a_file_is_replaced_whole() {

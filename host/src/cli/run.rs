@@ -174,7 +174,8 @@ impl RunArgs {
 pub(super) fn set_options(option: &'static str, texts: &[String], plugins: &mut [&mut Choice]) -> anyhow::Result<()> {
     for text in texts {
         let (whole, value) = pair(option, text)?;
-        let named = whole.split_once(':').filter(|(stem, _)| plugins.iter().any(|c| c.stem() == *stem));
+        let is_named = |(i, c): (usize, &&mut Choice), name: &str| c.stem() == name || (i + 1).to_string() == name;
+        let named = whole.split_once(':').filter(|(stem, _)| plugins.iter().enumerate().any(|p| is_named(p, stem)));
         if let Some((stem, _)) = whole.split_once(':').filter(|_| named.is_none() && !plugins.is_empty()) {
             let stems: Vec<String> = plugins.iter().map(|c| c.stem()).collect();
             anyhow::bail!("{option} {text}: there is no plugin `{stem}` to give it to; there are {}", stems.join(", "));
@@ -192,7 +193,8 @@ pub(super) fn set_options(option: &'static str, texts: &[String], plugins: &mut 
                 )
             }
         };
-        for plugin in plugins.iter_mut().filter(|c| wanted.is_none_or(|stem| c.stem() == stem)) {
+        let place = |i: usize, c: &Choice| wanted.is_none_or(|w| c.stem() == w || (i + 1).to_string() == w);
+        for (_, plugin) in plugins.iter_mut().enumerate().filter(|(i, c)| place(*i, c)) {
             plugin.options.insert(name.to_owned(), value.clone());
         }
     }

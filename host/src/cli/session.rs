@@ -117,7 +117,9 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
     let dir = RunDir::open(path)?;
     let mut journal = Journal::open(&dir.journal())?;
     let record = journal.events().run().cloned().context("the journal has no run")?;
-    let text = std::fs::read_to_string(dir.config()).with_context(|| dir.config().display().to_string())?;
+    let bytes =
+        crate::atomic::read_bounded(&dir.config(), 1 << 20).with_context(|| dir.config().display().to_string())?;
+    let text = String::from_utf8(bytes).with_context(|| dir.config().display().to_string())?;
     let mut config: RunConfig =
         toml::from_str(&text).with_context(|| format!("{}: options cannot be read", dir.config().display()))?;
     if options_hash(&config)? != record.options_sha256 {
@@ -297,7 +299,7 @@ fn prepare(
         {
             choice.options.entry("max_loss_increase").or_insert(toml::Value::Float(limit));
         }
-        e.configure(&json(&choice.options)?)?;
+        e.configure(&plugin::options::as_texts(e.info(), json(&choice.options)?))?;
         evaluators.push(e);
     }
     if config.max_loss_increase.is_some()
@@ -400,7 +402,7 @@ fn policies(
         choice.file = absolute(locate::plugin(&choice.file, Some(loader))?)?;
         let mut p = loader.policy(&choice.file)?;
         unchanged("policy", &choice.file, p.origin(), earlier.and_then(|events| events.plugin(role, place)))?;
-        p.configure(&json(&choice.options)?)?;
+        p.configure(&plugin::options::as_texts(p.info(), json(&choice.options)?))?;
         out.push(Seat::new(p));
     }
     Ok(out)

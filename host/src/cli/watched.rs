@@ -9,6 +9,9 @@ use crate::plugin::Loader;
 use std::path::Path;
 use std::time::SystemTime;
 
+/// Most that is read of a plugin's file here; its loader has a limit of its own.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// The plugins of a run.
 pub struct Watched {
     loader: Loader,
@@ -49,13 +52,18 @@ impl Watch for Watched {
         let mut out = Vec::new();
         for file in &mut self.files {
             let stamp = stamp(&file.choice.file);
-            // A file that is being replaced is looked at again at the next step.
-            if stamp.is_none() || stamp == file.stamp {
+            if stamp == file.stamp {
                 continue;
             }
             file.stamp = stamp;
             let sha256 = content(&file.choice.file);
-            if sha256.is_none() || sha256 == file.sha256 {
+            if sha256 == file.sha256 {
+                continue;
+            }
+            if sha256.is_none() {
+                let why = format!("{} is gone, or is no regular file", file.choice.file.display());
+                out.push(Changed { role: file.role, place: file.place, fresh: Err(why) });
+                file.sha256 = None;
                 continue;
             }
             file.sha256 = sha256;
@@ -81,10 +89,10 @@ fn load(loader: &Loader, role: Role, choice: &Choice) -> anyhow::Result<(Fresh, 
 }
 
 fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
-    let meta = std::fs::metadata(file).ok()?;
+    let meta = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file)?;
     Some((meta.modified().ok()?, meta.len()))
 }
 
 fn content(file: &Path) -> Option<String> {
-    std::fs::read(file).ok().map(|bytes| hash::sha256(&bytes))
+    crate::atomic::read_bounded(file, MAX_BYTES).ok().map(|bytes| hash::sha256(&bytes))
 }

@@ -106,7 +106,8 @@ pub fn again(run: &Path, events: &[Event], make: &mut dyn FnMut() -> Result<Poli
             }
             Event::Step(step) => {
                 let Some(seen) = observations.get(&step.step) else {
-                    return Err(RecordingError::None { path: run.to_owned() }.into());
+                    let path = run.join("observations.jsonl");
+                    return Err(RecordingError::Missing { path, step: step.step }.into());
                 };
                 out.push(decide(run, before, record, step, seen, &mut policies)?);
                 states.insert(step.step, policies.snapshots());

@@ -73,7 +73,12 @@ impl Portable {
             values: BTreeMap::new(),
             steps: Vec::new(),
         };
-        for seen in recording::read(run)? {
+        let all = recording::read(run)?;
+        if let Some(s) = events.steps().find(|s| !all.iter().any(|seen| seen.step == s.step)) {
+            let path = run.join("observations.jsonl");
+            return Err(RecordingError::Missing { path, step: s.step }.into());
+        }
+        for seen in all {
             let plan = events.steps().find(|s| s.step == seen.step).and_then(|s| s.plan.clone());
             if !out.values.contains_key(&seen.values_sha256) {
                 out.values.insert(seen.values_sha256.clone(), recording::observation(run, &seen)?.values);

@@ -49,6 +49,14 @@ pub enum RecordingError {
         /// What is wrong.
         what: String,
     },
+    /// A step's observation is not there.
+    #[error("{}: step {step} was taken, but what was seen then is not kept there; the file was cut short", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The step.
+        step: u32,
+    },
     /// The run was made without observations.
     #[error("{}: no observations are kept there; it was made by an earlier version", path.display())]
     None {
@@ -85,7 +93,10 @@ pub fn write(run: &Path, step: u32, needs: &[String], observation: &Observation)
         let path = path.to_owned();
         move |source| RecordingError::Io { path, source }
     };
-    if !file.exists() {
+    // A damaged copy is written again.
+    if crate::atomic::read_bounded(&file, MAX_BYTES).is_ok_and(|b| hash::sha256(&b) == values_sha256) {
+        // Kept already.
+    } else {
         let dir = run.join("statistics");
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
         crate::atomic::write_file(&file, values).map_err(|e| io(&file)(e.source))?;
@@ -95,6 +106,9 @@ pub fn write(run: &Path, step: u32, needs: &[String], observation: &Observation)
     let path = run.join("observations.jsonl");
     let mut line = serde_json::to_vec(&seen).map_err(|e| io(&path)(std::io::Error::other(e)))?;
     line.push(b'\n');
+    if std::fs::metadata(&path).is_ok_and(|m| !m.is_file()) {
+        return Err(io(&path)(std::io::Error::other("not a regular file; move it away")));
+    }
     let mut out = OpenOptions::new().create(true).append(true).open(&path).map_err(io(&path))?;
     out.write_all(&line).map_err(io(&path))?;
     Ok(digest(observation, needs))

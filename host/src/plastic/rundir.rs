@@ -131,6 +131,9 @@ impl RunDir {
     fn locked(path: &Path) -> Result<RunDir> {
         let name = path.join(".lock");
         let io = |source| RunError::Io { path: name.clone(), source };
+        if std::fs::metadata(&name).is_ok_and(|m| !m.is_file()) {
+            return Err(io(io::Error::other("not a regular file; move it away")));
+        }
         let lock = File::options().create(true).truncate(false).write(true).open(&name).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => Ok(RunDir { path: path.to_owned(), _lock: lock }),

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+/// Most that is read of one entry.
+const MAX_CODE: u64 = 1 << 30;
+
 /// The entry of one plugin and one engine.
 pub(super) struct Entry {
     dir: PathBuf,
@@ -44,8 +47,8 @@ impl Entry {
         if !self.code().exists() || !is_private(&self.dir) {
             return None;
         }
-        let code = fs::read(self.code()).ok()?;
-        let recorded = fs::read_to_string(self.digest()).ok()?;
+        let code = crate::atomic::read_bounded(&self.code(), MAX_CODE).ok()?;
+        let recorded = String::from_utf8(crate::atomic::read_bounded(&self.digest(), 1 << 10).ok()?).ok()?;
         // Python plugins compile to tens of megabytes: this digest is the fast one.
         if recorded.trim() != blake3::hash(&code).to_hex().as_str() {
             tracing::warn!(target: "plugin", "{} does not match its digest; compiling the plugin again", self.code().display());
@@ -91,8 +94,12 @@ fn make_private(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     if !is_private(dir) {
-        // Only the owner may do this: somebody else's directory stays unused.
+        // Only the owner may do this: somebody else's directory stays unused. What lay in it while it was
+        // open may be anybody's.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(dir)? {
+            fs::remove_file(entry?.path())?;
+        }
     }
     match is_private(dir) {
         true => Ok(()),

@@ -113,11 +113,27 @@ pub(super) fn check(info: &Info, options: &Value) -> Result<(), String> {
                 let value = super::text::clean(&value.to_string(), 100);
                 return Err(format!("option {name} is {value}, expected {}", spec.type_text()));
             }
+            Some(spec) if !spec.choices.is_empty() && !spec.choices.iter().any(|c| value.as_str() == Some(c)) => {
+                let value = super::text::clean(value.as_str().unwrap_or_default(), 100);
+                return Err(format!("option {name} is `{value}`, expected {}", spec.type_text()));
+            }
             None if closed => return Err(unknown(info, &specs, name)),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Options as a plugin wants them, where a command line or an option file took a text for a number.
+pub fn as_texts(info: &Info, mut options: Value) -> Value {
+    let specs = specs(info);
+    for (name, value) in options.as_object_mut().into_iter().flatten() {
+        let is_text = specs.iter().any(|s| s.name == *name && s.kind == "string");
+        if is_text && (value.is_number() || value.is_boolean()) {
+            *value = Value::from(value.to_string());
+        }
+    }
+    options
 }
 
 /// A sentence about an option that there is not.
@@ -187,6 +203,16 @@ mod tests {
         assert_eq!(text("min_rank=0"), "option min_rank is `0`, expected integer from 1");
         assert_eq!(text("min_rank=1.5"), "option min_rank is `1.5`, expected integer from 1");
         assert_eq!(text("ramp=yes"), "option ramp is `yes`, expected boolean");
+    }
+
+    #[test]
+    fn texts_stay_texts() {
+        let info = info();
+        assert_eq!(as_texts(&info, json!({"metric": 1, "energy": 1})), json!({"metric": "1", "energy": 1}));
+        assert_eq!(
+            check(&info, &json!({"metric": "best"})).unwrap_err(),
+            "option metric is `best`, expected fisher|plain"
+        );
     }
 
     #[test]

@@ -136,7 +136,8 @@ pub fn make(what: &Scaffold, dir: &Path) -> Result<Made, ScaffoldError> {
     };
     let usage = format!("{usage} {}.wasm", what.name);
     let (kind, title) = (what.kind.to_string(), what.lang.to_string());
-    let (camel, test_line) = (camel(&what.name), format!("{test:<29}# tests it natively, without a host"));
+    let (camel, test_line) =
+        (type_name(&what.name, what.kind), format!("{test:<29}# tests it natively, without a host"));
     let values = [
         ("@name@", what.name.as_str()),
         ("@Type@", &camel),
@@ -171,6 +172,40 @@ fn rust_sdk(dir: &Path) -> Result<String, ScaffoldError> {
     match (name, path.to_str()) {
         (Some("plastic-plugin"), Some(path)) => Ok(toml::Value::from(path).to_string()),
         _ => Err(not()),
+    }
+}
+
+/// Types that the templates name, in any language.
+const TAKEN: [&str; 20] = [
+    "Self",
+    "Options",
+    "Plan",
+    "Observation",
+    "String",
+    "Result",
+    "RankPolicy",
+    "Policy",
+    "Verdict",
+    "Evaluator",
+    "Measure",
+    "Metric",
+    "Task",
+    "Run",
+    "Slice",
+    "SliceView",
+    "Subject",
+    "NoOptions",
+    "Vec",
+    "Number",
+];
+
+/// The name of the plugin's type, which is none that the template needs.
+fn type_name(name: &str, kind: Kind) -> String {
+    let own = camel(name);
+    match (TAKEN.contains(&own.as_str()), kind) {
+        (false, _) => own,
+        (true, Kind::Policy) => format!("{own}RankPolicy"),
+        (true, Kind::Evaluator) => format!("{own}Judge"),
     }
 }
 

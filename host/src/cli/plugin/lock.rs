@@ -1,5 +1,6 @@
 //! `plastic-host plugin lock`.
 
+use crate::atomic::Lock as Alone;
 use crate::cli::{Global, locate};
 use crate::model::paths;
 use crate::plugin::catalog::Carrier;
@@ -34,6 +35,8 @@ pub struct LockArgs {
 /// Runs the verb.
 pub fn run(args: &LockArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let loader = Loader::new(Rules::default(), paths::cache_dir()).without_advice();
+    // Two writers must not lose each other's entries.
+    let _alone = Alone::of_directory(&args.lock, || {})?;
     let mut lock = match Lock::read(&args.lock) {
         Ok(lock) => lock,
         Err(LockError::Missing { .. }) if !args.plugins.is_empty() => Lock::default(),
