@@ -286,7 +286,7 @@ fn hostile(attack: &str, limits: &Limits) -> Result<Plan, Fault> {
 fn fuel_ends_a_call() {
     let limits = Limits { fuel: Some(20_000_000), ..Limits::default() };
     let fault = hostile("loop", &limits).unwrap_err();
-    check(&fault, FaultClass::Timeout, &["`decide` used up its 20000000 units of fuel, the limit (fuel)"]);
+    check(&fault, FaultClass::Timeout, &["`decide` used up its 20000000 units of fuel, the limit (--fuel)"]);
     hostile("none", &limits).unwrap();
 }
 
