@@ -490,7 +490,7 @@ fn files_that_are_no_plugins_are_refused() {
     check(&refused(dir.path()), FaultClass::Load, &["is a directory"]);
     check(&refused(&file(&dir, "empty", b"")), FaultClass::Load, &["is empty"]);
     check(&refused(&file(&dir, "text", b"fn main() {}\n")), FaultClass::Load, &["is not WebAssembly", "plugin build"]);
-    check(&refused(&file(&dir, "elf", b"\x7fELF\x02\x01\x01")), FaultClass::Load, &["is not WebAssembly"]);
+    check(&refused(&file(&dir, "elf", b"\x7fELF\x02\x01\x01")), FaultClass::Load, &["is truncated or damaged"]);
     let module = wat::parse_str("(module (func (export \"f\")))").unwrap();
     check(&refused(&file(&dir, "module", &module)), FaultClass::Load, &["is a WebAssembly module but no plugin"]);
     let component = wat::parse_str("(component)").unwrap();
