@@ -54,10 +54,12 @@ impl Entry {
             tracing::warn!(target: "plugin", "{} does not match its digest; compiling the plugin again", self.code().display());
             return None;
         }
-        // SAFETY: the bytes come from a directory that only this user can write, match the digest
-        // that `save` recorded, and were read once, so what was checked is what is loaded. wasmtime
-        // itself refuses entries of another version, target or configuration.
-        match unsafe { Component::deserialize(engine, &code) } {
+        drop(code);
+        // SAFETY: the file lies in a directory that only this user can write, and matched the digest that
+        // `save` recorded. It is mapped, not copied; files there are replaced by renaming, never changed
+        // in place, so a mapped one stays what it is. wasmtime itself refuses entries of another version,
+        // target or configuration.
+        match unsafe { Component::deserialize_file(engine, self.code()) } {
             Ok(component) => Some(component),
             Err(e) => {
                 tracing::debug!(target: "plugin", "{}: {e}; compiling the plugin again", self.code().display());
