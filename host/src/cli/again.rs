@@ -2,7 +2,7 @@
 
 use super::replay::ReplayArgs;
 use super::run::set_options;
-use super::session::json;
+use super::session::options_for;
 use super::{Global, locate};
 use crate::plastic::config::Choice;
 use crate::plastic::counterfactual::{self, Again};
@@ -23,16 +23,17 @@ pub fn run(args: &ReplayArgs, events: &[Event], record: &RunRecord, g: &Global) 
     set_options("--policy-opt", &args.policy_opt, &mut choices.iter_mut().collect::<Vec<_>>())?;
     let mut loaded = Vec::new();
     for choice in &choices {
-        loaded.push(loader.policy(&choice.file)?.origin().sha256.clone());
+        loaded.push(loader.policy(&choice.file)?);
     }
     let recorded: Vec<&str> = record.policies.iter().map(|p| p.origin.sha256.as_str()).collect();
-    let same_files =
-        loaded.iter().map(String::as_str).eq(recorded) && !events.iter().any(|e| matches!(e, Event::Swap(_)));
+    let same_files = loaded.iter().map(|p| p.origin().sha256.as_str()).eq(recorded)
+        && !events.iter().any(|e| matches!(e, Event::Swap(_)));
     let mut options = Vec::new();
-    for (choice, known) in choices.iter().zip(record.policies.iter().map(Some).chain(std::iter::repeat(None))) {
+    let known = record.policies.iter().map(Some).chain(std::iter::repeat(None));
+    for ((choice, policy), known) in choices.iter().zip(&loaded).zip(known) {
         options.push(match known.filter(|_| same_files && args.policy_opt.is_empty()) {
             Some(known) => known.options.clone(),
-            None => json(&choice.options)?,
+            None => options_for(policy.info(), &choice.options)?,
         });
     }
     let own = same_files && options.iter().eq(record.policies.iter().map(|p| &p.options));

@@ -299,7 +299,7 @@ fn prepare(
         {
             choice.options.entry("max_loss_increase").or_insert(toml::Value::Float(limit));
         }
-        e.configure(&plugin::options::as_texts(e.info(), json(&choice.options)?))?;
+        e.configure(&options_for(e.info(), &choice.options)?)?;
         evaluators.push(e);
     }
     if config.max_loss_increase.is_some()
@@ -402,7 +402,7 @@ fn policies(
         choice.file = absolute(locate::plugin(&choice.file, Some(loader))?)?;
         let mut p = loader.policy(&choice.file)?;
         unchanged("policy", &choice.file, p.origin(), earlier.and_then(|events| events.plugin(role, place)))?;
-        p.configure(&plugin::options::as_texts(p.info(), json(&choice.options)?))?;
+        p.configure(&options_for(p.info(), &choice.options)?)?;
         out.push(Seat::new(p));
     }
     Ok(out)
@@ -414,12 +414,14 @@ fn unchanged(what: &str, file: &Path, found: &plugin::Origin, known: Option<&Plu
 }
 
 pub(super) fn plugin_record(origin: &plugin::Origin, info: &contract::Info, options: &toml::Table) -> PluginRecord {
-    let options = json(options).unwrap_or_default();
+    let options = options_for(info, options).unwrap_or_default();
     PluginRecord { origin: origin.clone(), info: info.clone(), options }
 }
 
-pub(super) fn json(options: &toml::Table) -> anyhow::Result<serde_json::Value> {
-    serde_json::to_value(options).context("options of a plugin")
+/// Options as the plugin they are meant for takes them.
+pub(super) fn options_for(info: &contract::Info, options: &toml::Table) -> anyhow::Result<serde_json::Value> {
+    let options = serde_json::to_value(options).context("options of a plugin")?;
+    Ok(plugin::options::as_texts(info, options))
 }
 
 fn same(what: &str, path: &Path, found: &str, expected: &str) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Looks at the files of a run's plugins between steps and loads those that changed.
 
-use super::session::{json, plugin_record};
+use super::session::{options_for, plugin_record};
 use crate::model::hash;
 use crate::plastic::config::{Choice, RunConfig};
 use crate::plastic::journal::{PluginRecord, Role};
@@ -75,15 +75,14 @@ impl Watch for Watched {
 }
 
 fn load(loader: &Loader, role: Role, choice: &Choice) -> anyhow::Result<(Fresh, PluginRecord)> {
-    let options = json(&choice.options)?;
     if role == Role::Evaluator {
         let mut e = loader.evaluator(&choice.file)?;
-        e.configure(&options)?;
+        e.configure(&options_for(e.info(), &choice.options)?)?;
         let record = plugin_record(e.origin(), e.info(), &choice.options);
         return Ok((Fresh::Evaluator(e), record));
     }
     let mut p = loader.policy(&choice.file)?;
-    p.configure(&options)?;
+    p.configure(&options_for(p.info(), &choice.options)?)?;
     let record = plugin_record(p.origin(), p.info(), &choice.options);
     Ok((Fresh::Policy(p), record))
 }

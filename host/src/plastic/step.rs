@@ -407,7 +407,11 @@ impl Runner {
         let begun = Instant::now();
         let mut clock = Clock::default();
         let mut needs = self.parts.policies.needs();
-        needs.extend(self.parts.record.iter().filter(|n| !self.parts.policies.needs().contains(n)).cloned());
+        for name in &self.parts.record {
+            if !needs.contains(name) {
+                needs.push(name.clone());
+            }
+        }
         clock.time(|t| &mut t.spectra, || self.compute(&needs, watcher))?;
         let observation = clock.time(|t| &mut t.observe, || self.observe(&needs));
         let kept = clock

@@ -2,7 +2,7 @@
 
 use crate::cli::rules::RuleArgs;
 use crate::cli::run::set_options;
-use crate::cli::session::json;
+use crate::cli::session::options_for;
 use crate::cli::{Global, locate};
 use crate::plastic::config::Choice;
 use crate::plastic::policies::project;
@@ -61,7 +61,7 @@ pub fn run(args: &ReplayArgs, g: &Global) -> anyhow::Result<ExitCode> {
     // The policy of the recording goes on with the options it had there, unless told otherwise.
     let options = match args.opt.is_empty() && policy.info().name == recording.policy {
         true => recording.options.clone(),
-        false => json(&choice.options)?,
+        false => options_for(policy.info(), &choice.options)?,
     };
     policy.configure(&options)?;
     policy.start(&recording.run, &recording.slices)?;
