@@ -196,15 +196,7 @@ impl Lock {
     /// # Errors
     /// Where the file cannot be created or the file system has no locks.
     pub fn exclusive(path: &Path, waiting: impl FnOnce()) -> Result<Lock, FileError> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(FileError::at("creating", parent))?;
-        }
-        let file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(FileError::at("creating the lock", path))?;
+        let file = Lock::open(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -216,13 +208,39 @@ impl Lock {
         Ok(Lock(file))
     }
 
+    /// [`Lock::of_directory`] without waiting; `None` where another process holds it.
+    ///
+    /// # Errors
+    /// Where the file cannot be created or the file system has no locks.
+    pub fn try_of_directory(target: &Path) -> Result<Option<Lock>, FileError> {
+        let path = Lock::beside(target);
+        let file = Lock::open(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(FileError::at("locking", &path)(e)),
+        }
+    }
+
+    fn beside(target: &Path) -> PathBuf {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        target.with_file_name(format!(".{name}.lock"))
+    }
+
+    fn open(path: &Path) -> Result<File, FileError> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(FileError::at("creating", parent))?;
+        }
+        let options = File::options().read(true).append(true).create(true).open(path);
+        options.map_err(FileError::at("creating the lock", path))
+    }
+
     /// The lock that guards the making of a directory: a hidden file beside it.
     ///
     /// # Errors
     /// As [`Lock::exclusive`].
     pub fn of_directory(target: &Path, waiting: impl FnOnce()) -> Result<Lock, FileError> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        Lock::exclusive(&target.with_file_name(format!(".{name}.lock")), waiting)
+        Lock::exclusive(&Lock::beside(target), waiting)
     }
 }
 

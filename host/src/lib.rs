@@ -1,6 +1,6 @@
 //! Runs language models on MLX with rank that can sleep and wake, decided by plugins.
 //!
-//! Imports run one way: `cli → {plastic, eval} → {model, plugin} → mlx`; `atomic` and `calm` serve all.
+//! Imports run one way: `cli → {pack, plastic, eval} → {model, plugin} → mlx`; `atomic` and `calm` serve all.
 
 pub mod atomic;
 pub mod calm;
@@ -8,5 +8,6 @@ pub mod cli;
 pub mod eval;
 pub mod mlx;
 pub mod model;
+pub mod pack;
 pub mod plastic;
 pub mod plugin;

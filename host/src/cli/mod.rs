@@ -21,6 +21,7 @@ mod generate;
 mod interrupt;
 mod locate;
 mod model;
+mod packs;
 mod plugin;
 mod replay;
 mod resume;
@@ -80,6 +81,8 @@ enum Verb {
     Eval(Box<eval::EvalArgs>),
     /// Fetch, import, inspect and list models
     Model(model::ModelArgs),
+    /// Train, inspect, apply, evaluate and exchange skill packs
+    Packs(Box<packs::PacksArgs>),
     /// Build, inspect, list, lock and sign plugins
     Plugin(plugin::PluginArgs),
     /// Check this machine: MLX, BLAS, memory, models, tools
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Generate(a)) => generate::run(a, g),
         Some(Verb::Eval(a)) => eval::run(a, g),
         Some(Verb::Model(a)) => model::run(a, g),
+        Some(Verb::Packs(a)) => packs::run(a, g),
         Some(Verb::Plugin(a)) => plugin::run(a, g),
         Some(Verb::Doctor(a)) => doctor::run(a, g),
         Some(Verb::Completions(a)) => completions::run(a, g),

@@ -7,7 +7,7 @@ use super::cache::{KvCache, LayerCache};
 use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::error::{Error, Result};
-use super::linear::{Factors, Linear, Weight};
+use super::linear::{Added, Factors, Linear, Weight};
 use super::weights::Weights;
 use crate::mlx::{self, Array, Dtype, kernels};
 use std::path::Path;
@@ -46,6 +46,9 @@ pub struct Resident {
     pub dense: u64,
     /// Factors in place of slices.
     pub factors: u64,
+    /// What packs add.
+    #[serde(default)]
+    pub packs: u64,
     /// Norms and biases.
     pub other: u64,
 }
@@ -53,7 +56,7 @@ pub struct Resident {
 impl Resident {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.packed + self.dense + self.factors + self.other
+        self.packed + self.dense + self.factors + self.packs + self.other
     }
 }
 
@@ -170,6 +173,22 @@ impl Model {
     /// When `slice` is no index into [`Model::slices`].
     pub fn factors(&self, slice: usize) -> Option<&Factors> {
         self.linear(slice).factors()
+    }
+
+    /// Adds to the outputs of a slice what packs hold, or with `None` nothing any more.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn set_added(&mut self, slice: usize, added: Option<Added>) {
+        self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].added = added;
+    }
+
+    /// What packs add to a slice.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn added(&self, slice: usize) -> Option<&Added> {
+        self.linear(slice).added.as_ref()
     }
 
     /// An empty cache for this model.
@@ -330,6 +349,7 @@ impl Model {
         for b in &self.blocks {
             r.other += b.other_bytes();
             r.factors += b.linears.iter().filter_map(Linear::factors).map(Factors::nbytes).sum::<u64>();
+            r.packs += b.linears.iter().filter_map(|l| l.added.as_ref()).map(Added::nbytes).sum::<u64>();
         }
         r
     }

@@ -29,6 +29,32 @@ impl Factors {
     }
 }
 
+/// What packs add to a slice: `y = (W x + (x Bᵀ) Aᵀ) ∘ gain (+ bias)`.
+#[derive(Clone, Debug)]
+pub struct Added {
+    /// A [rows, r] with every scale folded in, B [r, cols].
+    pub factors: Factors,
+    /// One factor an output [rows]; DoRA.
+    pub gain: Option<Array>,
+}
+
+impl Added {
+    /// Bytes of all of it.
+    pub fn nbytes(&self) -> u64 {
+        self.factors.nbytes() + self.gain.as_ref().map_or(0, |g| g.nbytes() as u64)
+    }
+
+    fn apply(&self, x: &Array, y: &Array) -> mlx::Result<Array> {
+        let what = "adding a pack";
+        let low = x.matmul(self.factors.b.transpose()?)?.matmul(self.factors.a.transpose()?).context(what)?;
+        let y = y.add(low).context(what)?;
+        match &self.gain {
+            None => Ok(y),
+            Some(g) => y.multiply(g).context(what),
+        }
+    }
+}
+
 /// A weight as the checkpoint has it.
 #[derive(Clone, Debug)]
 pub(crate) enum Stored {
@@ -128,17 +154,18 @@ impl Weight {
     }
 }
 
-/// A projection with its bias and, when it sleeps, its factors.
+/// A projection with its bias, its factors when it sleeps, and what packs add to it.
 #[derive(Debug)]
 pub(crate) struct Linear {
     pub(crate) weight: Weight,
     pub(crate) bias: Option<Array>,
     factors: Option<Factors>,
+    pub(crate) added: Option<Added>,
 }
 
 impl Linear {
     pub(crate) fn new(weight: Weight, bias: Option<Array>) -> Linear {
-        Linear { weight, bias, factors: None }
+        Linear { weight, bias, factors: None, added: None }
     }
 
     /// `x` [.., cols] to [.., rows].
@@ -146,6 +173,10 @@ impl Linear {
         let y = match &self.factors {
             None => self.weight.apply(x)?,
             Some(f) => x.matmul(f.b.transpose()?)?.matmul(f.a.transpose()?).context("low-rank projection")?,
+        };
+        let y = match &self.added {
+            None => y,
+            Some(added) => added.apply(x, &y)?,
         };
         match &self.bias {
             None => Ok(y),

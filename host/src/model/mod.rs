@@ -38,6 +38,6 @@ pub use config::Config;
 pub use decoder::{LoadOptions, Model, Resident, SliceMeta};
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
-pub use linear::Factors;
+pub use linear::{Added, Factors};
 pub use sample::Sampling;
 pub use tokenizer::Tokenizer;

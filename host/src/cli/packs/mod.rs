@@ -1,0 +1,36 @@
+//! `plastic-host packs …`: one file a verb; parsing and printing only.
+
+mod list;
+
+use super::{Global, show, table};
+use crate::pack::Store;
+use clap::Subcommand;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Options of `packs`.
+#[derive(clap::Args, Debug)]
+pub struct PacksArgs {
+    /// Directory with the packs [default: $PLASTIC_PACKS, else packs]
+    #[arg(long, global = true, value_name = "DIR")]
+    packs: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// List the packs: size, ranks, base, age
+    List(list::ListArgs),
+}
+
+/// Runs a verb.
+///
+/// # Errors
+/// Whatever the verb reports.
+pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
+    let store = Store::new(args.packs.clone());
+    match &args.verb {
+        Verb::List(a) => list::run(a, &store, g),
+    }
+}

@@ -1,0 +1,11 @@
+//! Skill packs: small LoRA adapters that add a domain to a base.
+
+pub mod attach;
+pub mod error;
+pub mod format;
+pub mod key;
+pub mod store;
+
+pub use error::{Error, Result};
+pub use format::{Adapter, Matrix, Meta, Pack, Profile};
+pub use store::{Store, Weighted};
