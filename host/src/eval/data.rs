@@ -20,6 +20,8 @@ pub enum Loss {
     Full,
     /// Only completions and the assistant's turns; all tokens of plain text
     Answer,
+    /// Only completions and the assistant's last turn; all tokens of plain text
+    LastTurn,
 }
 
 /// How documents are cut into windows.
@@ -289,9 +291,11 @@ impl Document {
         };
         let text = render(messages.len(), false)?;
         let mut answers = Vec::new();
-        if loss == Loss::Answer {
+        if loss != Loss::Full {
             let assistant = |m: &Value| m.get("role").and_then(Value::as_str) == Some("assistant");
-            for (i, _) in messages.iter().enumerate().filter(|(_, m)| assistant(m)) {
+            let turns: Vec<usize> = (0..messages.len()).filter(|&i| assistant(&messages[i])).collect();
+            let first = if loss == Loss::LastTurn { turns.len().saturating_sub(1) } else { 0 };
+            for &i in &turns[first..] {
                 let (before, after) = (render(i, true)?, render(i + 1, false)?);
                 // Some templates rewrite earlier turns; then the place of this one is not known.
                 if !text.starts_with(&before) || !text.starts_with(&after) || after.len() < before.len() {

@@ -8,6 +8,7 @@ pub mod composed;
 pub mod device;
 #[cfg(target_os = "linux")]
 mod ffi;
+pub mod files;
 #[cfg(test)]
 mod kernel_tests;
 pub mod kernels;

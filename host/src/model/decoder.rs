@@ -139,6 +139,17 @@ impl Model {
         Ok(w)
     }
 
+    /// Dequantises every quantised slice and rounds it to float16, in memory only.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn round_to_float16(&mut self) -> Result<()> {
+        for l in self.blocks.iter_mut().flat_map(|b| &mut b.linears) {
+            l.weight.round_to_float16()?;
+        }
+        Ok(())
+    }
+
     /// Makes the float32 copies that scoring would make, so that they do not count as its time.
     ///
     /// # Errors

@@ -121,6 +121,17 @@ impl Weight {
         }
     }
 
+    /// Rounds a quantised weight to float16 and forgets the quantised one.
+    pub(crate) fn round_to_float16(&mut self) -> mlx::Result<()> {
+        if let Stored::Packed(p) = &self.stored {
+            let w = p.dequantize()?.as_dtype(Dtype::Float16).context("rounding a weight")?;
+            mlx::eval([&w])?;
+            self.stored = Stored::Float(w);
+            self.drop_dense();
+        }
+        Ok(())
+    }
+
     /// `x Wᵀ`: [.., cols] to [.., rows].
     pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
         let rows = x.size() / self.cols.max(1);

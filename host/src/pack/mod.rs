@@ -5,6 +5,7 @@ pub mod error;
 pub mod format;
 pub mod key;
 pub mod store;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use format::{Adapter, Matrix, Meta, Pack, Profile};

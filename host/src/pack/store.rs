@@ -149,11 +149,23 @@ impl Store {
     ///
     /// # Errors
     /// When there is one already and `force` is off, or it cannot be written.
-    pub fn put(&self, pack: &Pack, force: bool, _lock: &Lock) -> Result<PathBuf> {
+    pub fn put(&self, pack: &Pack, force: bool, lock: &Lock) -> Result<PathBuf> {
+        self.put_with(pack, force, lock, &[])
+    }
+
+    /// [`Store::put`] with copies of these files beside the pack, where they are there.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub fn put_with(&self, pack: &Pack, force: bool, _lock: &Lock, files: &[PathBuf]) -> Result<PathBuf> {
         let dir = self.dir(pack.name())?;
         self.free(pack.name(), force)?;
         let staged = Staged::new(&dir)?;
         pack.write(staged.path())?;
+        for file in files.iter().filter(|f| f.is_file()) {
+            let to = staged.path().join(file.file_name().unwrap_or_default());
+            std::fs::copy(file, &to).map_err(FileError::at("writing", &to))?;
+        }
         staged.commit()?;
         Ok(dir)
     }

@@ -14,7 +14,6 @@ pub mod config;
 pub mod counterfactual;
 pub mod elastic;
 pub mod factor;
-pub mod files;
 pub mod journal;
 pub mod measure;
 pub mod moments;

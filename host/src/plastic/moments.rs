@@ -343,7 +343,7 @@ impl Moments {
         let mut packed: Vec<(String, Array)> = self.tensors.iter().map(|(k, m)| (k.clone(), m.clone())).collect();
         let mean: Vec<f32> = self.output_mean.iter().map(|v| *v as f32).collect();
         packed.push(("output_mean".into(), Array::from_slice(&mean, &[mean.len() as i32])));
-        super::files::write_tensors(path, &packed)
+        crate::mlx::files::write_tensors(path, &packed)
             .map_err(|source| MomentsError::Write { path: path.to_owned(), source })
     }
 

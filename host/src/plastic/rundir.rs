@@ -177,7 +177,7 @@ impl RunDir {
             records.push(record);
         }
         let io = |source| RunError::Io { path: path.clone(), source };
-        super::files::write_tensors(&path, &tensors).map_err(io)?;
+        crate::mlx::files::write_tensors(&path, &tensors).map_err(io)?;
         let sha256 =
             sha256_file(&path, &mut |_| {}).map_err(|e| RunError::Io { path: path.clone(), source: e.source })?;
         elastic.set_banks(filed);

@@ -99,7 +99,7 @@ pub fn now() -> String {
 }
 
 /// Seconds since 1970 as RFC 3339 (days to civil date after Hinnant's algorithm).
-fn utc(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400, seconds % 86400);
     let z = days as i64 + 719_468;
     let era = z.div_euclid(146_097);

@@ -1,8 +1,11 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
+mod create;
 mod list;
+mod resume;
+mod training;
 
-use super::{Global, show, table};
+use super::{Global, locate, show, table, ui};
 use crate::pack::Store;
 use clap::Subcommand;
 use std::path::PathBuf;
@@ -20,6 +23,10 @@ pub struct PacksArgs {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    /// Train a pack on a text
+    Create(Box<create::CreateArgs>),
+    /// Go on with an unfinished training
+    Resume(resume::ResumeArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
 }
@@ -31,6 +38,8 @@ enum Verb {
 pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let store = Store::new(args.packs.clone());
     match &args.verb {
+        Verb::Create(a) => create::run(a, &store, g),
+        Verb::Resume(a) => resume::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
     }
 }

@@ -1,0 +1,290 @@
+//! `plastic-host packs create`: trains a pack.
+
+use super::training;
+use super::{Global, locate};
+use crate::eval::data::Loss;
+use crate::pack::train::options::{Method, Options, Rule, Schedule};
+use crate::pack::{Profile, Store, key};
+use anyhow::bail;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Options of `packs create`.
+#[derive(clap::Args, Debug)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Examples:
+  plastic-host packs create --name plays --data data/plays_train.jsonl --valid-data data/plays_valid.jsonl
+  plastic-host packs create --name plays --base smollm2-135m --layers attn.q_proj,attn.k_proj,attn.v_proj \\
+      --rank 8 --alpha 16 --data mine.jsonl --steps 300 --learning-rate 1e-3
+  plastic-host packs create --name all --data mine.jsonl --layers 'attn.*,mlp.*' --rank-map q:8,mlp.down_proj:4
+  plastic-host packs create --name chat --data chats.jsonl --loss answer --grad-accumulation 4
+  plastic-host packs resume plays            go on after Ctrl-C, a crash or a power cut
+
+Slices are named by kind (q_proj, or q), place (attn.q_proj), in full (blocks.3.attn.q_proj) or by a glob."
+)]
+pub struct CreateArgs {
+    /// Name of the pack
+    #[arg(long)]
+    name: String,
+    /// Base model: an id, a directory, a GGUF file or a hub repository
+    #[arg(long, default_value = "smollm2-135m")]
+    base: String,
+    /// Training text: .jsonl (`text`, `prompt` and `completion`, or `messages`) or .txt
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Validation text; the pack kept is the one that is best on it
+    #[arg(long, value_name = "FILE")]
+    valid_data: Option<PathBuf>,
+    /// Share of the training rows held back for validation where no text is named
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    valid_share: f64,
+    /// Slices that get an adapter, comma-separated
+    #[arg(
+        long,
+        value_name = "SLICES",
+        value_delimiter = ',',
+        default_value = "attn.q_proj,attn.k_proj,attn.v_proj",
+        help_heading = "Adapters"
+    )]
+    layers: Vec<String>,
+    /// Rank; k and v follow the width of their heads [default: 8]
+    #[arg(long, value_name = "N", help_heading = "Adapters")]
+    rank: Option<u32>,
+    /// Ranks of slices, as q:8,k:4
+    #[arg(long, value_name = "SLICES:N,…", value_delimiter = ',', value_parser = rank_rule, help_heading = "Adapters")]
+    rank_map: Vec<Rule<u32>>,
+    /// Ranks of slices from a JSON file {"blocks.0.attn.q_proj": 8, …}; only these are trained
+    #[arg(long, value_name = "FILE", conflicts_with = "rank_map", help_heading = "Adapters")]
+    rank_map_json: Option<PathBuf>,
+    /// Ranks of slices as another pack has them; only these are trained
+    #[arg(long, value_name = "PACK", conflicts_with_all = ["rank_map", "rank_map_json"], help_heading = "Adapters")]
+    rank_map_from_pack: Option<String>,
+    /// No rank below this
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Adapters")]
+    min_rank: u32,
+    /// Strength of a slice of rank --rank; others have the same alpha / rank [default: twice the rank]
+    #[arg(long, value_name = "X", help_heading = "Adapters")]
+    alpha: Option<f32>,
+    /// Strengths of slices, as q:16,k:8
+    #[arg(long, value_name = "SLICES:X,…", value_delimiter = ',', value_parser = alpha_rule, help_heading = "Adapters")]
+    alpha_map: Vec<Rule<f32>>,
+    /// Scale by alpha / sqrt(rank)
+    #[arg(long, help_heading = "Adapters")]
+    rslora: bool,
+    /// Learn the length of each row of the adapted weights too (DoRA)
+    #[arg(long, help_heading = "Adapters")]
+    dora: bool,
+    /// Begin with the weights of this pack
+    #[arg(long, visible_alias = "resume-pack", value_name = "PACK", help_heading = "Adapters")]
+    from_pack: Option<String>,
+    /// Begin with A at zero, so that the first update starts at the base; always so, unless --from-pack
+    #[arg(long, hide = true)]
+    zero_init: bool,
+    /// Size allowed: lite 10 MiB, heavy 512 MiB
+    #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
+    profile: Profile,
+    /// Updates
+    #[arg(long, value_name = "N", default_value_t = 300, help_heading = "Training")]
+    steps: u32,
+    /// Rows of a batch
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Training")]
+    batch_size: usize,
+    /// Batches summed for one update
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Training")]
+    grad_accumulation: usize,
+    /// Tokens of a row
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, help_heading = "Training")]
+    sequence_length: usize,
+    /// Tokens that count
+    #[arg(long, visible_alias = "loss-mode", value_enum, default_value_t, help_heading = "Training")]
+    loss: Loss,
+    /// Conversations and answers as rows of their own, in the place of joining short ones
+    #[arg(long, help_heading = "Training")]
+    no_packing: bool,
+    /// Method
+    #[arg(long, value_enum, default_value_t, help_heading = "Training")]
+    optimizer: Method,
+    /// Highest learning rate [default: 1e-3, with sgd 0.1]
+    #[arg(long, visible_alias = "lr", value_name = "X", help_heading = "Training")]
+    learning_rate: Option<f64>,
+    /// Updates over which the rate rises
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Training")]
+    warmup: u32,
+    /// How the rate falls afterwards
+    #[arg(long, value_enum, default_value_t, help_heading = "Training")]
+    schedule: Schedule,
+    /// Share of the highest rate at the end
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, help_heading = "Training")]
+    final_rate: f64,
+    /// Decay of Adam's first moment
+    #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = "Training")]
+    beta1: f64,
+    /// Decay of Adam's second moment
+    #[arg(long, value_name = "X", default_value_t = 0.999, help_heading = "Training")]
+    beta2: f64,
+    /// Added to the root of Adam's second moment
+    #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = "Training")]
+    epsilon: f64,
+    /// Decoupled weight decay
+    #[arg(long, value_name = "X", default_value_t = 0.01, help_heading = "Training")]
+    weight_decay: f64,
+    /// Momentum of sgd
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Training")]
+    momentum: f64,
+    /// Largest norm of all gradients together; 0: any
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Training")]
+    grad_clip: f64,
+    /// Share of the adapters' inputs that is dropped
+    #[arg(long, visible_alias = "dropout", value_name = "SHARE", default_value_t = 0.0, help_heading = "Training")]
+    lora_dropout: f64,
+    /// Seed of everything that is drawn
+    #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Training")]
+    seed: u64,
+    /// Updates between validations; 0: only at the end
+    #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Training")]
+    valid_every: u32,
+    /// Windows of a validation, spread evenly; 0: all
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Training")]
+    valid_windows: usize,
+    /// End after so many validations without a better one; 0: never
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Training")]
+    patience: u32,
+    /// Updates between checkpoints; 0: only when it stops
+    #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Training")]
+    checkpoint_every: u32,
+    /// Gradient checkpointing: off keeps the insides of all layers, faster and with several times the memory
+    #[arg(long, value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = "Training")]
+    grad_checkpoint: bool,
+    /// Train against the base dequantised and rounded to float16
+    #[arg(long, help_heading = "Training")]
+    train_fp16_fallback: bool,
+    /// Free text to keep with the pack
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    notes: String,
+    /// Replace a pack of this name, or an unfinished training of it
+    #[arg(long)]
+    force: bool,
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
+fn split(text: &str) -> Result<(String, &str), String> {
+    let (slices, value) = text.rsplit_once([':', '=']).ok_or("expected SLICES:NUMBER, as q:8")?;
+    Ok((slices.trim().to_owned(), value.trim()))
+}
+
+fn rank_rule(text: &str) -> Result<Rule<u32>, String> {
+    let (slices, value) = split(text)?;
+    Ok(Rule { slices, value: value.parse().map_err(|_| format!("{value} is no rank"))? })
+}
+
+fn alpha_rule(text: &str) -> Result<Rule<f32>, String> {
+    let (slices, value) = split(text)?;
+    Ok(Rule { slices, value: value.parse().map_err(|_| format!("{value} is no number"))? })
+}
+
+/// Trains a pack.
+///
+/// # Errors
+/// When the options, the base or the text are wrong, or the training fails.
+pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
+    let mut layers: Vec<String> = a.layers.iter().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+    let mut ranks = a.rank_map.clone();
+    let map = match (&a.rank_map_json, &a.rank_map_from_pack) {
+        (Some(path), _) => Some(rank_map(path)?),
+        (_, Some(pack)) => Some(store.read(pack)?.meta.rank_map.into_iter().collect()),
+        _ => None,
+    };
+    if let Some(map) = map {
+        layers = map.iter().map(|(k, _)| k.clone()).collect();
+        ranks = map.into_iter().map(|(slices, value)| Rule { slices, value }).collect();
+    }
+    let data = locate::text(&a.data, "", "--data")?;
+    let valid = a.valid_data.as_ref().map(|v| locate::text(v, "", "--valid-data")).transpose()?;
+    let options = Options {
+        name: a.name.clone(),
+        base: a.base.clone(),
+        data: absolute(&data)?,
+        valid: valid.as_deref().map(absolute).transpose()?,
+        valid_share: a.valid_share,
+        layers,
+        rank: a.rank.unwrap_or(8),
+        ranks,
+        min_rank: a.min_rank,
+        alpha: a.alpha,
+        alphas: a.alpha_map.clone(),
+        rslora: a.rslora,
+        dora: a.dora,
+        from_pack: a.from_pack.clone(),
+        steps: a.steps,
+        batch: a.batch_size,
+        accumulate: a.grad_accumulation,
+        sequence_length: a.sequence_length,
+        loss: a.loss,
+        packing: !a.no_packing,
+        optimizer: a.optimizer,
+        learning_rate: a.learning_rate.unwrap_or(if a.optimizer == Method::Sgd { 0.1 } else { 1e-3 }),
+        warmup: a.warmup,
+        schedule: a.schedule,
+        final_rate: a.final_rate,
+        beta1: a.beta1,
+        beta2: a.beta2,
+        epsilon: a.epsilon,
+        weight_decay: a.weight_decay,
+        momentum: a.momentum,
+        clip: a.grad_clip,
+        dropout: a.lora_dropout,
+        seed: a.seed,
+        valid_every: a.valid_every,
+        valid_windows: a.valid_windows,
+        patience: a.patience,
+        checkpoint_every: a.checkpoint_every,
+        recompute: a.grad_checkpoint,
+        fp16_base: a.train_fp16_fallback,
+        profile: a.profile,
+        notes: a.notes.clone(),
+    };
+    if let Err(why) = options.check() {
+        note!("error: {why}");
+        return Ok(ExitCode::from(2));
+    }
+    training::begin(options, a.force, store, g)
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    Ok(std::path::absolute(path)?)
+}
+
+/// A JSON object of adapter keys and ranks.
+fn rank_map(path: &Path) -> anyhow::Result<Vec<(String, u32)>> {
+    let at = |e: &dyn std::fmt::Display| anyhow::anyhow!("{}: {e}", path.display());
+    let bytes = crate::atomic::read_bounded(path, 16 << 20).map_err(|e| at(&e))?;
+    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| at(&e))?;
+    // A bare map, or one that another command wrote with what belongs to it.
+    let map = json.get("rank_map").unwrap_or(&json).as_object();
+    let map = map.ok_or_else(|| at(&"expected a JSON object of adapter keys and ranks"))?;
+    let mut out = Vec::new();
+    for (name, rank) in map {
+        let rank = rank.as_u64().and_then(|r| u32::try_from(r).ok());
+        match rank {
+            Some(0) if key::to_slice(name).is_some() => {}
+            Some(rank) if key::to_slice(name).is_some() => out.push((name.clone(), rank)),
+            Some(_) => {
+                bail!("{}: {name} is no adapter key; expected keys such as blocks.0.attn.q_proj", path.display())
+            }
+            None => bail!("{}: the rank of {name} is not a whole number, 0 or more", path.display()),
+        }
+    }
+    if out.is_empty() {
+        bail!("{}: names no adapter of rank 1 or more", path.display());
+    }
+    Ok(out)
+}

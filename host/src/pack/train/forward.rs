@@ -1,0 +1,200 @@
+//! The loss of a batch and its gradient with respect to the adapters.
+//!
+//! The base is frozen, so a gradient is needed of A, B and the magnitudes alone. Layer by layer: on the way up
+//! only what goes into each layer is kept; on the way back the layer is computed again and differentiated at once
+//! (gradient checkpointing, Chen et al. 2016), so memory holds the insides of one layer. Without `recompute` the
+//! whole model is one such segment. Layers below the first adapter are never differentiated.
+
+use super::super::error::{Error, Result};
+use super::batches::Batch;
+use super::targets::Target;
+use crate::mlx::{self, Array, Context, kernels};
+use crate::model::{Model, Tap};
+use mlx_rs::error::Exception;
+use mlx_rs::transforms::fallible_vjp;
+
+/// What is learned of one slice.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// [out, r].
+    pub a: Array,
+    /// [r, in].
+    pub b: Array,
+    /// DoRA: [out].
+    pub magnitude: Option<Array>,
+}
+
+impl Live {
+    /// Its arrays, in the order used everywhere.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        [&self.a, &self.b].into_iter().chain(&self.magnitude)
+    }
+}
+
+/// What stays the same while the gradient of one batch is taken.
+pub struct Pass<'a> {
+    /// The base, with nothing attached.
+    pub model: &'a Model,
+    /// Adapted slices, ascending.
+    pub targets: &'a [Target],
+    /// What is learned, one a target.
+    pub live: &'a [Live],
+    /// alpha / r of each target.
+    pub scales: &'a [f32],
+    /// DoRA: ‖W + s A B‖ by rows, one a target; taken as constant (Liu et al. 2024, section 4.3).
+    pub norms: &'a [Option<Array>],
+    /// Share of inputs dropped, and the seed of this batch.
+    pub dropout: Option<(f32, u64)>,
+    /// Keep only the inputs of layers.
+    pub recompute: bool,
+}
+
+/// The adapters of some layers, over arrays that are differentiated.
+struct Adapted<'a> {
+    pass: &'a Pass<'a>,
+    /// First target of these layers.
+    first: usize,
+    /// Where each target's arrays begin in `arrays`.
+    at: &'a [usize],
+    arrays: &'a [Array],
+}
+
+impl Tap for Adapted<'_> {
+    fn linear(&self, slice: usize, x: &Array, y: Array) -> mlx::Result<Array> {
+        let what = "an adapter in training";
+        let Ok(n) = self.pass.targets[self.first..].binary_search_by_key(&slice, |t| t.position) else { return Ok(y) };
+        let Some(&at) = self.at.get(n) else { return Ok(y) };
+        let target = self.first + n;
+        let x = self.pass.dropped(x, self.pass.targets[target].group)?;
+        let (a, b) = (&self.arrays[at], &self.arrays[at + 1]);
+        let scale = Array::from_f32(self.pass.scales[target]);
+        let low = x.matmul(b.transpose()?)?.multiply(scale)?.matmul(a.transpose()?).context(what)?;
+        let Some(norm) = &self.pass.norms[target] else { return y.add(low).context(what) };
+        let gain = self.arrays[at + 2].divide(norm).context(what)?;
+        match self.pass.model.bias(slice) {
+            None => y.add(low).and_then(|y| y.multiply(&gain)).context(what),
+            Some(bias) => {
+                let y = y.subtract(bias).and_then(|y| y.add(low)?.multiply(&gain)?.add(bias));
+                y.context(what)
+            }
+        }
+    }
+}
+
+/// Mean loss of an update and its gradients.
+pub struct Gradients {
+    /// Mean over the tokens that count, nats.
+    pub loss: f64,
+    /// In the order of [`Live::arrays`], target after target.
+    pub arrays: Vec<Array>,
+    /// Tokens that count.
+    pub counted: usize,
+    /// Tokens that ran through the model.
+    pub run: usize,
+}
+
+impl Pass<'_> {
+    /// Inputs with a share dropped and the rest scaled up; slices that share an input share the draw.
+    fn dropped(&self, x: &Array, group: u32) -> mlx::Result<Array> {
+        let Some((share, seed)) = self.dropout else { return Ok(x.clone()) };
+        let what = "dropout";
+        let key =
+            mlx_rs::random::key(seed ^ (u64::from(group) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)).context(what)?;
+        let keep = mlx_rs::random::bernoulli(&Array::from_f32(1.0 - share), x.shape(), &key).context(what)?;
+        let keep = keep.as_dtype(mlx::Dtype::Float32).context(what)?;
+        x.multiply(keep).and_then(|x| x.multiply(Array::from_f32(1.0 / (1.0 - share)))).context(what)
+    }
+
+    /// Targets of layers `from..to`.
+    fn of_layers(&self, from: usize, to: usize) -> std::ops::Range<usize> {
+        let first = self.targets.partition_point(|t| t.layer < from);
+        first..self.targets.partition_point(|t| t.layer < to)
+    }
+
+    /// `h` through layers `from..to`, with these arrays in the adapters.
+    fn up(&self, from: usize, to: usize, h: &Array, arrays: &[Array]) -> mlx::Result<Array> {
+        let range = self.of_layers(from, to);
+        let mut at = Vec::with_capacity(range.len());
+        let mut next = 0;
+        for t in range.clone() {
+            at.push(next);
+            next += self.live[t].arrays().count();
+        }
+        let tap = Adapted { pass: self, first: range.start, at: &at, arrays };
+        let mut h = h.clone();
+        for layer in from..to {
+            h = self.model.layer(layer, &h, None, Some(&tap))?;
+        }
+        Ok(h)
+    }
+
+    fn arrays(&self, from: usize, to: usize) -> Vec<Array> {
+        self.of_layers(from, to).flat_map(|t| self.live[t].arrays().cloned()).collect()
+    }
+
+    /// The summed loss of a batch, and the gradients of this sum times `weight`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn gradients(&self, batch: &Batch, weight: f64) -> Result<(f64, Vec<Array>)> {
+        let what = "the gradient of a batch";
+        let layers = self.model.config().num_hidden_layers;
+        let lowest = self.targets.first().map_or(layers, |t| t.layer);
+        // Where segments begin; the part below the lowest adapter only runs upwards.
+        let cuts: Vec<usize> = if self.recompute { (lowest..layers).collect() } else { vec![lowest] };
+        let mut h = self.model.embed(&batch.tokens)?;
+        for layer in 0..lowest {
+            h = self.model.layer(layer, &h, None, None)?;
+        }
+        let mut inputs = Vec::with_capacity(cuts.len());
+        for (i, &from) in cuts.iter().enumerate() {
+            mlx::eval([&h])?;
+            inputs.push(h.clone());
+            if let Some(&to) = cuts.get(i + 1) {
+                h = self.up(from, to, &h, &self.arrays(from, to))?;
+            }
+        }
+        let head = self.model.head_weight()?;
+        let mut grads: Vec<Vec<Array>> = Vec::with_capacity(cuts.len());
+        let mut loss = None;
+        let mut back: Option<Array> = None;
+        for (i, &from) in cuts.iter().enumerate().rev() {
+            let Some(h) = inputs.pop() else { break };
+            let to = cuts.get(i + 1).copied().unwrap_or(layers);
+            let mut primals = self.arrays(from, to);
+            primals.push(h);
+            let last = back.is_none();
+            let run = |p: &[Array]| -> std::result::Result<Vec<Array>, Exception> {
+                let (h, arrays) = p.split_last().ok_or_else(|| Exception::custom("no input"))?;
+                let h = self.up(from, to, h, arrays).map_err(|e| e.exception)?;
+                match last {
+                    true => Ok(vec![self.loss(&h, &head, batch).map_err(|e| e.exception)?]),
+                    false => Ok(vec![h]),
+                }
+            };
+            let along = back.take().unwrap_or_else(|| Array::from_f32(weight as f32));
+            let (out, mut down) = fallible_vjp(run, &primals, &[along]).context(what)?;
+            let below = down.pop().ok_or_else(|| Error::Other("MLX gave no gradient".into()))?;
+            // Nothing is learned below the lowest adapter: that gradient is never computed.
+            let wanted = if i == 0 { None } else { Some(&below) };
+            let value = if last { out.first() } else { None };
+            mlx::eval(down.iter().chain(wanted).chain(value))?;
+            if let Some(value) = value {
+                loss = Some(f64::from(value.try_item_cast::<f32>().map_err(|e| Error::Other(e.to_string()))?));
+            }
+            grads.push(down);
+            back = Some(below);
+        }
+        grads.reverse();
+        Ok((loss.unwrap_or(f64::NAN), grads.into_iter().flatten().collect()))
+    }
+
+    /// Summed loss of the targets that count.
+    fn loss(&self, h: &Array, head: &Array, batch: &Batch) -> mlx::Result<Array> {
+        let what = "the loss of a batch";
+        let h = self.model.final_norm(h)?;
+        let h = h.reshape(&[-1, h.dim(-1)]).context(what)?;
+        let nll = kernels::token_nll(&h, head, &batch.targets)?;
+        nll.multiply(&batch.mask).and_then(|x| x.sum(None)).context(what)
+    }
+}
