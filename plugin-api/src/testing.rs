@@ -47,6 +47,8 @@ pub struct Model {
     pub last: Option<Outcome>,
     /// What the evaluators last measured.
     pub metrics: Vec<Metric>,
+    /// Facts of the moment.
+    pub attributes: Vec<Attribute>,
     share: f64,
     spectra: HashMap<(String, usize), Vec<f32>>,
     asleep: Vec<Vec<bool>>,
@@ -123,6 +125,7 @@ impl Model {
             metrics: self.metrics.clone(),
             last: self.last.clone(),
             states: self.states.clone(),
+            attributes: self.attributes.clone(),
             ..Observation::default()
         };
         for (need, name) in needs.iter().enumerate() {

@@ -114,6 +114,18 @@ pub enum Refusal {
         /// Index into the needs.
         need: u32,
     },
+    /// More components awake than the rank budget allows.
+    #[error(
+        "{components} components would be awake, but the rank budget is {budget} and {now} are awake now; sleep more or raise --rank-budget"
+    )]
+    OverRankBudget {
+        /// After the plan.
+        components: u32,
+        /// Allowed.
+        budget: u32,
+        /// Before the plan.
+        now: u32,
+    },
     /// More awake than the budget allows.
     #[error(
         "{parameters} parameters would be awake, but the budget is {budget} and {now} are awake now; sleep more or raise --budget"
@@ -171,7 +183,11 @@ pub fn resolve(
     for (a, _) in awake.iter_mut().zip(slices).filter(|(a, s)| a.rank(s.max_rank) == s.max_rank) {
         *a = DENSE;
     }
-    let parameters = |a: &[Awake]| -> u64 { a.iter().zip(slices).map(|(a, s)| a.parameters(s.rows, s.cols)).sum() };
+    let of_one = |(a, s): (&Awake, &Slice)| match a.is_dense() {
+        true => s.dense_parameters,
+        false => u64::from(a.rank(s.max_rank)) * s.component_parameters,
+    };
+    let parameters = |a: &[Awake]| -> u64 { a.iter().zip(slices).map(of_one).sum() };
     let before: Vec<Awake> = now.iter().map(|s| s.awake.clone()).collect();
     let (after, current) = (parameters(&awake), parameters(&before));
     if after > budget.max(current) {

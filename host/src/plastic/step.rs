@@ -884,7 +884,7 @@ pub(super) fn outcome(s: &StepRecord) -> Outcome {
 }
 
 /// Bytes from base 16; whatever is no pair of digits ends the reading.
-fn from_hex(text: &str) -> Vec<u8> {
+pub(crate) fn from_hex(text: &str) -> Vec<u8> {
     let digits = text.as_bytes().chunks_exact(2);
     digits.map_while(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok()).collect()
 }

@@ -43,6 +43,8 @@ pub struct Energy {
 impl RankPolicy for Energy {
     type Options = Options;
 
+    const PHASES: &'static [&'static str] = &["compress", "train"];
+
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
         Ok(())

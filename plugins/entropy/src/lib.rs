@@ -45,6 +45,8 @@ pub struct Entropy {
 impl RankPolicy for Entropy {
     type Options = Options;
 
+    const PHASES: &'static [&'static str] = &["compress", "train"];
+
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
         Ok(())

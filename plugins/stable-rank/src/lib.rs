@@ -44,6 +44,8 @@ pub struct StableRank {
 impl RankPolicy for StableRank {
     type Options = Options;
 
+    const PHASES: &'static [&'static str] = &["compress", "train"];
+
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
         Ok(())

@@ -49,6 +49,8 @@ pub struct WaterFill {
 impl RankPolicy for WaterFill {
     type Options = Options;
 
+    const PHASES: &'static [&'static str] = &["compress", "train"];
+
     fn configure(&mut self, options: Options) -> Result<(), String> {
         self.options = options;
         Ok(())

@@ -2,9 +2,13 @@
 
 use super::training;
 use super::{Global, locate};
+use crate::cli::rules::RuleArgs;
+use crate::cli::run::set_options;
 use crate::eval::data::Loss;
-use crate::pack::train::options::{Method, Options, Rule, Schedule};
+use crate::pack::train::options::{Method, Options, RankOptions, Rule, Schedule};
 use crate::pack::{Profile, Store, key};
+use crate::plastic::config::Choice;
+use crate::plugin::Rules;
 use anyhow::bail;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +24,7 @@ Examples:
       --rank 8 --alpha 16 --data mine.jsonl --steps 300 --learning-rate 1e-3
   plastic-host packs create --name all --data mine.jsonl --layers 'attn.*,mlp.*' --rank-map q:8,mlp.down_proj:4
   plastic-host packs create --name chat --data chats.jsonl --loss answer --grad-accumulation 4
+  plastic-host packs create --name lean --data mine.jsonl --policy exchange --rank-budget 360
   plastic-host packs resume plays            go on after Ctrl-C, a crash or a power cut
 
 Slices are named by kind (q_proj, or q), place (attn.q_proj), in full (blocks.3.attn.q_proj) or by a glob."
@@ -160,6 +165,50 @@ pub struct CreateArgs {
     /// Train against the base dequantised and rounded to float16
     #[arg(long, help_heading = "Training")]
     train_fp16_fallback: bool,
+    /// Rank policy: a file, or a name on the plugin path; given again, the later one revises the plan of the one before
+    #[arg(long, value_name = "FILE", help_heading = "Ranks that change")]
+    policy: Vec<PathBuf>,
+    /// Option of a policy, `name=value`, or `policy:name=value` where there are several
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Ranks that change")]
+    policy_opt: Vec<String>,
+    /// Components that may be awake in all slices together [default: as many as at the beginning]
+    #[arg(long, value_name = "N", requires = "policy", help_heading = "Ranks that change")]
+    rank_budget: Option<u32>,
+    /// Share of the parameters of all adapters that may stay awake, in the place of --rank-budget
+    #[arg(
+        long,
+        value_name = "SHARE",
+        requires = "policy",
+        conflicts_with = "rank_budget",
+        help_heading = "Ranks that change"
+    )]
+    budget: Option<f64>,
+    /// Components a slice can have [default: twice its rank]
+    #[arg(long, value_name = "N", requires = "policy", help_heading = "Ranks that change")]
+    max_rank: Option<u32>,
+    /// Updates between decisions
+    #[arg(
+        long,
+        visible_alias = "dynamic-rank-interval",
+        value_name = "N",
+        default_value_t = 25,
+        help_heading = "Ranks that change"
+    )]
+    rank_interval: u32,
+    /// Updates before the first decision
+    #[arg(
+        long,
+        visible_alias = "dynamic-rank-warmup",
+        value_name = "N",
+        default_value_t = 50,
+        help_heading = "Ranks that change"
+    )]
+    rank_warmup: u32,
+    /// Rise of the loss of a batch, nats per token, beyond which a change is taken back
+    #[arg(long, value_name = "NATS", default_value_t = 0.02, help_heading = "Ranks that change")]
+    max_rank_rise: f64,
+    #[command(flatten)]
+    rules: RuleArgs,
     /// Free text to keep with the pack
     #[arg(long, value_name = "TEXT", default_value = "")]
     notes: String,
@@ -249,6 +298,7 @@ pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode
         checkpoint_every: a.checkpoint_every,
         recompute: a.grad_checkpoint,
         fp16_base: a.train_fp16_fallback,
+        ranks_by: ranks_by(a)?,
         profile: a.profile,
         notes: a.notes.clone(),
     };
@@ -257,6 +307,25 @@ pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode
         return Ok(ExitCode::from(2));
     }
     training::begin(options, a.force, store, g)
+}
+
+fn ranks_by(a: &CreateArgs) -> anyhow::Result<Option<RankOptions>> {
+    if a.policy.is_empty() {
+        return Ok(None);
+    }
+    let mut policies: Vec<Choice> = a.policy.iter().map(Choice::new).collect();
+    set_options("--policy-opt", &a.policy_opt, &mut policies.iter_mut().collect::<Vec<_>>())?;
+    Ok(Some(RankOptions {
+        policies,
+        sha256: Vec::new(),
+        budget: a.rank_budget,
+        share: a.budget,
+        most: a.max_rank.unwrap_or(0),
+        interval: a.rank_interval,
+        warmup: a.rank_warmup,
+        max_rise: a.max_rank_rise,
+        rules: a.rules.over(Rules::default())?,
+    }))
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

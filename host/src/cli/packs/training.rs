@@ -7,9 +7,11 @@ use crate::eval::data::{self, Cutting, Dataset, Window};
 use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer, layout};
 use crate::pack::train::checkpoint::{Begun, TrainingDir};
+use crate::pack::train::drawing::History;
 use crate::pack::train::options::Options;
-use crate::pack::train::{Ended, Parts, StepMetrics, Trainer, Validation, Watcher};
+use crate::pack::train::{Decision, Ended, Parts, StepMetrics, Trainer, Validation, Watcher};
 use crate::pack::{Meta, Store};
+use crate::plastic::policies::{Policies, Seat};
 use crate::plastic::step::now;
 use anyhow::bail;
 use indicatif::ProgressBar;
@@ -81,8 +83,9 @@ struct Prepared {
     parameters: u64,
 }
 
-fn prepare(options: Options, store: &Store, g: &Global) -> anyhow::Result<Prepared> {
+fn prepare(mut options: Options, store: &Store, g: &Global) -> anyhow::Result<Prepared> {
     // The texts first: they are cheap to read and likely to be wrong.
+    let policies = policies(&mut options)?;
     let dataset = data::load(&options.data)?;
     let validation = options.valid.as_ref().map(|v| data::load(v)).transpose()?;
     let from = options.from_pack.as_ref().map(|p| store.read(p)).transpose()?;
@@ -117,15 +120,36 @@ fn prepare(options: Options, store: &Store, g: &Global) -> anyhow::Result<Prepar
         "validation_sha256": validation.as_ref().map(|v| &v.sha256),
         "validation_windows": valid.len(),
     });
-    let trainer = Trainer::new(Parts { model, options: options.clone(), rows, valid, from })?;
+    let trainer = Trainer::new(Parts { model, options: options.clone(), rows, valid, from, policies })?;
     let parameters = trainer.targets().iter().map(|t| (t.rank * (t.rows + t.cols)) as u64).sum();
-    let mut options = options;
     if std::path::Path::new(&options.base).exists() {
         // A resumed training may run from another directory.
         options.base = std::path::absolute(&options.base)?.display().to_string();
     }
     let begun = Begun::new(options, base_sha256, rows_sha256, String::new());
     Ok(Prepared { trainer, begun, base_id: base.id, text, interrupt, parameters })
+}
+
+/// Loads and configures who changes ranks; the files and their hashes go into the options.
+fn policies(options: &mut Options) -> anyhow::Result<Option<Policies>> {
+    let Some(r) = &mut options.ranks_by else { return Ok(None) };
+    let loader = crate::cli::rules::loader(r.rules.clone());
+    let mut line = Vec::with_capacity(r.policies.len());
+    let mut hashes = Vec::with_capacity(r.policies.len());
+    for choice in &mut r.policies {
+        choice.file = std::path::absolute(crate::cli::locate::plugin(&choice.file, Some(&loader))?)?;
+        let mut policy = loader.policy(&choice.file)?;
+        policy.configure(&crate::cli::session::options_for(policy.info(), &choice.options)?)?;
+        hashes.push(policy.origin().sha256.clone());
+        line.push(Seat::new(policy));
+    }
+    if !r.sha256.is_empty() && r.sha256 != hashes {
+        bail!(
+            "a policy has changed since the training began; put its file back, or begin anew with `packs create --force`"
+        );
+    }
+    r.sha256 = hashes;
+    Ok(Some(Policies { line, shadows: Vec::new(), fallback: None }))
 }
 
 /// Rows of a text; packed documents may leave no full row where single ones fill none either.
@@ -217,7 +241,11 @@ fn drive(
         );
     }
     let keep = |name: &str| dir.path().join(name);
-    let path = store.put_with(&pack, force, lock, &[keep("metrics.jsonl")])?;
+    let history = std::fs::read_to_string(keep("ranks.jsonl")).ok().and_then(|text| History::read(&text));
+    if let Some(history) = history {
+        crate::atomic::write_file(&keep("ranks.svg"), history.svg().as_bytes())?;
+    }
+    let path = store.put_with(&pack, force, lock, &[keep("metrics.jsonl"), keep("ranks.jsonl"), keep("ranks.svg")])?;
     dir.remove()?;
     report(&pack, &path, &ended, begun.elapsed().as_secs_f64(), g)?;
     Ok(ExitCode::SUCCESS)
@@ -297,6 +325,13 @@ impl Watcher for Screen<'_> {
                 v.valid_perplexity
             );
         });
+    }
+
+    fn decided(&mut self, d: &Decision) {
+        if self.g.quiet || self.g.json {
+            return;
+        }
+        self.bar.suspend(|| note!("update {:>5}: ranks {}: {}", d.step, d.fate, d.reason));
     }
 
     fn scoring(&mut self, done: usize, of: usize) {

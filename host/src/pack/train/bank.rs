@@ -8,7 +8,7 @@ use super::super::error::{Error, Result};
 use super::super::format::{Adapter, Matrix};
 use super::forward::Live;
 use super::optimizer::Memory;
-use super::options::{Method, Options};
+use super::options::Options;
 use super::targets::Target;
 use crate::mlx::{self, Array, Context};
 
@@ -156,6 +156,20 @@ impl Bank {
         Ok(Adapter { a, b, alpha: t.alpha * r as f32 / t.rank.max(1) as f32, magnitude })
     }
 
+    /// All components in order of their numbers: A [out, capacity], B [capacity, in], and which are awake.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn whole(&self) -> Result<(Array, Array, Vec<bool>)> {
+        let mut all = self.clone();
+        all.set_awake(&(0..self.capacity as u32).collect::<Vec<_>>())?;
+        let mut awake = vec![false; self.capacity];
+        for n in &self.awake {
+            awake[*n as usize] = true;
+        }
+        Ok((all.live.a, all.live.b, awake))
+    }
+
     /// Size of every component, awake or not: |a| |b|, by number.
     ///
     /// # Errors
@@ -257,6 +271,7 @@ fn rows_if(b: &Array) -> Result<Vec<Vec<f32>>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::options::Method;
     use super::*;
     use proptest::prelude::*;
 

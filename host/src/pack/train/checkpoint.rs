@@ -55,6 +55,9 @@ pub struct State {
     pub tokens: u64,
     /// Seconds of training.
     pub seconds: f64,
+    /// Loss of the last validation.
+    #[serde(default)]
+    pub valid_loss: Option<f64>,
     /// Decisions about ranks, where a policy takes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks: Option<serde_json::Value>,
@@ -176,6 +179,17 @@ impl TrainingDir {
             best.insert(key, Adapter { a: Matrix::from_array(&a)?, b: Matrix::from_array(&b)?, alpha, magnitude });
         }
         Ok(Some((state, all, best)))
+    }
+
+    /// Begins a file of JSON lines.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn lines_anew(&self, name: &str) -> Result<Lines> {
+        let path = self.0.join(name);
+        atomic::write_file(&path, b"")?;
+        let file = File::options().append(true).open(&path).map_err(FileError::at("opening", &path))?;
+        Ok(Lines { path, file })
     }
 
     /// Opens a file of JSON lines to go on with; lines of updates after `step` are dropped.

@@ -4,6 +4,9 @@
 //! only what goes into each layer is kept; on the way back the layer is computed again and differentiated at once
 //! (gradient checkpointing, Chen et al. 2016), so memory holds the insides of one layer. Without `recompute` the
 //! whole model is one such segment. Layers below the first adapter are never differentiated.
+//!
+//! The same way back also gives, in the place of gradients of A and B, those of a factor for each component at each
+//! token, which say what a component is worth.
 
 use super::super::error::{Error, Result};
 use super::batches::Batch;
@@ -47,6 +50,18 @@ pub struct Pass<'a> {
     pub dropout: Option<(f32, u64)>,
     /// Keep only the inputs of layers.
     pub recompute: bool,
+    /// In the place of A and B, a factor for each component at each token is what is differentiated.
+    pub gates: Option<&'a [Gated]>,
+}
+
+/// All components of an adapter, asleep or not, with a factor for each at each token.
+pub struct Gated {
+    /// [out, capacity].
+    pub a: Array,
+    /// [capacity, in].
+    pub b: Array,
+    /// [B, T, capacity]: 1 where a component is awake, else 0.
+    pub gate: Array,
 }
 
 /// The adapters of some layers, over arrays that are differentiated.
@@ -66,8 +81,12 @@ impl Tap for Adapted<'_> {
         let Some(&at) = self.at.get(n) else { return Ok(y) };
         let target = self.first + n;
         let x = self.pass.dropped(x, self.pass.targets[target].group)?;
-        let (a, b) = (&self.arrays[at], &self.arrays[at + 1]);
         let scale = Array::from_f32(self.pass.scales[target]);
+        if let Some(gated) = self.pass.gates.and_then(|g| g.get(target)) {
+            let z = x.matmul(gated.b.transpose()?)?.multiply(&self.arrays[at])?.multiply(scale)?;
+            return y.add(z.matmul(gated.a.transpose()?)?).context(what);
+        }
+        let (a, b) = (&self.arrays[at], &self.arrays[at + 1]);
         let low = x.matmul(b.transpose()?)?.multiply(scale)?.matmul(a.transpose()?).context(what)?;
         let Some(norm) = &self.pass.norms[target] else { return y.add(low).context(what) };
         let gain = self.arrays[at + 2].divide(norm).context(what)?;
@@ -118,7 +137,7 @@ impl Pass<'_> {
         let mut next = 0;
         for t in range.clone() {
             at.push(next);
-            next += self.live[t].arrays().count();
+            next += if self.gates.is_some() { 1 } else { self.live[t].arrays().count() };
         }
         let tap = Adapted { pass: self, first: range.start, at: &at, arrays };
         let mut h = h.clone();
@@ -129,7 +148,24 @@ impl Pass<'_> {
     }
 
     fn arrays(&self, from: usize, to: usize) -> Vec<Array> {
-        self.of_layers(from, to).flat_map(|t| self.live[t].arrays().cloned()).collect()
+        match self.gates {
+            Some(gates) => gates[self.of_layers(from, to)].iter().map(|g| g.gate.clone()).collect(),
+            None => self.of_layers(from, to).flat_map(|t| self.live[t].arrays().cloned()).collect(),
+        }
+    }
+
+    /// The summed loss of a batch, without gradients.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn loss_of(&self, batch: &Batch) -> Result<f64> {
+        let mut h = self.model.embed(&batch.tokens)?;
+        for layer in 0..self.model.config().num_hidden_layers {
+            h = self.up(layer, layer + 1, &h, &self.arrays(layer, layer + 1))?;
+            mlx::eval([&h])?;
+        }
+        let loss = self.loss(&h, &self.model.head_weight()?, batch)?;
+        Ok(f64::from(loss.try_item_cast::<f32>().map_err(|e| Error::Other(e.to_string()))?))
     }
 
     /// The summed loss of a batch, and the gradients of this sum times `weight`.

@@ -7,9 +7,11 @@
 mod bank;
 mod batches;
 pub mod checkpoint;
+pub mod drawing;
 mod forward;
 mod optimizer;
 pub mod options;
+mod ranks;
 pub mod targets;
 
 use super::attach;
@@ -19,11 +21,14 @@ use crate::eval::data::Window;
 use crate::eval::perplexity::{self, Perplexity};
 use crate::mlx::{self, Array, Context};
 use crate::model::Model;
+use crate::plastic::policies::Policies;
 use bank::Bank;
-use batches::Batches;
+use batches::{Batch, Batches};
 use checkpoint::{Lines, State, TrainingDir};
-use forward::{Gradients, Live, Pass};
+use forward::{Gated, Gradients, Live, Pass};
 use options::Options;
+pub use ranks::Decision;
+use ranks::{Facts, Governor, Probe};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -67,6 +72,8 @@ pub trait Watcher {
     fn step(&mut self, m: &StepMetrics, of: u32);
     /// A validation is done.
     fn validated(&mut self, v: &Validation);
+    /// A decision about ranks was taken.
+    fn decided(&mut self, d: &Decision);
     /// Windows scored of those to score.
     fn scoring(&mut self, done: usize, of: usize);
     /// Whether the training was asked to stop.
@@ -104,6 +111,8 @@ pub struct Parts {
     pub valid: Vec<Window>,
     /// Pack to begin from.
     pub from: Option<Pack>,
+    /// Who changes ranks, configured; where the options say that somebody does.
+    pub policies: Option<Policies>,
 }
 
 /// A training in progress.
@@ -118,6 +127,9 @@ pub struct Trainer {
     valid: Vec<Window>,
     state: State,
     best: BTreeMap<String, Adapter>,
+    governor: Option<Governor>,
+    /// Loss of the last validation.
+    valid_loss: Option<f64>,
 }
 
 impl Trainer {
@@ -126,7 +138,7 @@ impl Trainer {
     /// # Errors
     /// When the options do not fit the model, the text is too short, or the pack would be too large.
     pub fn new(parts: Parts) -> Result<Trainer> {
-        let Parts { mut model, options, rows, valid, from } = parts;
+        let Parts { mut model, options, rows, valid, from, policies } = parts;
         let targets = targets::choose(&options, model.config(), model.slices())?;
         if options.fp16_base {
             model.round_to_float16()?;
@@ -136,10 +148,15 @@ impl Trainer {
         let mut banks = Vec::with_capacity(targets.len());
         for t in &targets {
             let w = if options.dora { Some(model.dense_weight(t.position)?) } else { None };
-            let magnitude = w.as_ref().map(|w| row_norms(w)).transpose()?;
+            let magnitude = w.as_ref().map(row_norms).transpose()?;
+            let capacity = match &options.ranks_by {
+                None => t.rank,
+                Some(r) if r.most == 0 => (2 * t.rank).min(t.rows.min(t.cols)),
+                Some(r) => (r.most as usize).clamp(t.rank, t.rows.min(t.cols).max(t.rank)),
+            };
             banks.push(match from.as_ref().and_then(|p| p.adapters.get(&t.key)) {
-                None => Bank::new(&options, t, t.rank, magnitude)?,
-                Some(adapter) => Bank::from_adapter(&options, t, t.rank, adapter)?,
+                None => Bank::new(&options, t, capacity, magnitude)?,
+                Some(adapter) => Bank::from_adapter(&options, t, capacity, adapter)?,
             });
             weights.push(w);
         }
@@ -152,6 +169,14 @@ impl Trainer {
                 ));
             }
         }
+        let governor = match (policies, &options.ranks_by) {
+            (Some(policies), Some(r)) => {
+                let (seed, steps) = (options.seed, options.steps);
+                Some(Governor::new(policies, r, &targets, &banks, model.slices(), seed, steps)?)
+            }
+            _ => None,
+        };
+        let (state, best) = (State::default(), BTreeMap::new());
         let trainer = Trainer {
             model,
             options,
@@ -160,8 +185,10 @@ impl Trainer {
             weights,
             batches,
             valid,
-            state: State::default(),
-            best: BTreeMap::new(),
+            state,
+            best,
+            governor,
+            valid_loss: None,
         };
         // Before hours are spent on a pack that cannot be written.
         trainer
@@ -181,6 +208,10 @@ impl Trainer {
         for (bank, t) in self.banks.iter_mut().zip(&self.targets) {
             bank.restore(&t.key, &mut |name| tensors.remove(name).ok_or_else(|| missing(name)))?;
         }
+        if let (Some(g), Some(kept)) = (&mut self.governor, &state.ranks) {
+            g.restore(kept)?;
+        }
+        self.valid_loss = state.valid_loss;
         (self.state, self.best) = (state, best);
         Ok(())
     }
@@ -206,6 +237,15 @@ impl Trainer {
     /// When a loss or gradient is no number, MLX fails, or the disk is full. `Ok(None)` on interruption.
     pub fn run(&mut self, dir: &TrainingDir, watcher: &mut dyn Watcher) -> Result<Option<Ended>> {
         let mut lines = dir.lines("metrics.jsonl", self.state.step)?;
+        let mut history = match self.governor {
+            Some(_) => Some(dir.lines("ranks.jsonl", self.state.step)?),
+            None => None,
+        };
+        if let (Some(g), Some(history), 0) = (&mut self.governor, &mut history, self.state.step) {
+            // Twice where a training stopped before its first checkpoint.
+            *history = dir.lines_anew("ranks.jsonl")?;
+            history.add(&g.opening(&self.banks))?;
+        }
         if self.state.base_loss.is_none() && !self.valid.is_empty() {
             let Some(measured) = self.score(watcher)? else { return Ok(None) };
             self.state.base_loss = Some(measured.mean_nll);
@@ -221,13 +261,17 @@ impl Trainer {
         let mut stopped = None;
         while self.state.step < self.options.steps {
             if watcher.interrupted() {
-                self.save(dir, &lines)?;
+                self.save(dir, &lines, &history)?;
                 return Ok(None);
             }
             let m = self.update()?;
             lines.add(&m)?;
             watcher.step(&m, self.options.steps);
             let step = self.state.step;
+            if let Some(d) = self.decide(&m)? {
+                history.as_mut().map_or(Ok(()), |h| h.add(&d))?;
+                watcher.decided(&d);
+            }
             let every = |n: u32| n > 0 && step.is_multiple_of(n);
             if !self.valid.is_empty() && (every(self.options.valid_every) || step == self.options.steps) {
                 let Some(v) = self.validate(watcher)? else {
@@ -241,13 +285,13 @@ impl Trainer {
                 }
             }
             if every(self.options.checkpoint_every) || stopped.is_some() {
-                self.save(dir, &lines)?;
+                self.save(dir, &lines, &history)?;
             }
             if stopped.is_some() {
                 break;
             }
         }
-        self.save(dir, &lines)?;
+        self.save(dir, &lines, &history)?;
         Ok(Some(Ended {
             steps: self.state.step,
             stopped,
@@ -259,8 +303,11 @@ impl Trainer {
         }))
     }
 
-    fn save(&self, dir: &TrainingDir, lines: &Lines) -> Result<()> {
+    fn save(&mut self, dir: &TrainingDir, lines: &Lines, history: &Option<Lines>) -> Result<()> {
         lines.sync()?;
+        history.as_ref().map_or(Ok(()), Lines::sync)?;
+        self.state.ranks = self.governor.as_mut().map(Governor::snapshot).transpose()?;
+        self.state.valid_loss = self.valid_loss;
         let tensors = self.banks.iter().zip(&self.targets).flat_map(|(b, t)| b.tensors(&t.key)).collect();
         dir.save(&self.state, tensors, &self.best)
     }
@@ -302,6 +349,7 @@ impl Trainer {
         let measured = self.score(watcher);
         attach::detach(&mut self.model);
         let Some(measured) = measured? else { return Ok(None) };
+        self.valid_loss = Some(measured.mean_nll);
         let best = self.state.best.is_none_or(|(_, loss)| measured.mean_nll < loss);
         match best {
             true => {
@@ -326,6 +374,9 @@ impl Trainer {
         let Gradients { loss, mut arrays, counted, run } = self.gradients(step)?;
         let norm = norm(&arrays)?;
         self.guard(step, loss, norm, &arrays)?;
+        if let Some(g) = &mut self.governor {
+            g.learn(&self.banks, &arrays)?;
+        }
         if self.options.clip > 0.0 && norm > self.options.clip {
             let factor = Array::from_f32((self.options.clip / norm) as f32);
             arrays = arrays.iter().map(|g| g.multiply(&factor)).collect::<std::result::Result<_, _>>()?;
@@ -364,13 +415,36 @@ impl Trainer {
         })
     }
 
+    /// Lets the policies decide, where it is time.
+    fn decide(&mut self, m: &StepMetrics) -> Result<Option<Decision>> {
+        let Some(mut governor) = self.governor.take_if(|g| g.due(m.step)) else { return Ok(None) };
+        let facts = Facts {
+            step: m.step,
+            steps: self.options.steps,
+            loss: m.loss,
+            valid: self.valid_loss,
+            rate: m.learning_rate,
+        };
+        let mut banks = self.banks.clone();
+        let decision = governor.decide(&mut banks, &facts, self);
+        self.governor = Some(governor);
+        let decision = decision?;
+        self.banks = banks;
+        Ok(Some(decision))
+    }
+
+    /// The batch that the next update takes first.
+    fn next_batch(&mut self) -> Result<Batch> {
+        self.batches.get(u64::from(self.state.step) * self.options.accumulate as u64)
+    }
+
     /// The gradients of all batches of an update together, of the mean loss over all their tokens.
     fn gradients(&mut self, step: u32) -> Result<Gradients> {
         let n = self.options.accumulate as u64;
         let batches = (0..n).map(|i| self.batches.get(u64::from(step - 1) * n + i)).collect::<Result<Vec<_>>>()?;
         let counted: usize = batches.iter().map(|b| b.counted).sum();
         let live: Vec<Live> = self.banks.iter().map(|b| b.live.clone()).collect();
-        let scales: Vec<f32> = self.targets.iter().map(|t| t.alpha / t.rank.max(1) as f32).collect();
+        let scales = self.scales();
         let norms = self.norms(&scales)?;
         let mut sum = Gradients { loss: 0.0, arrays: Vec::new(), counted, run: batches.iter().map(|b| b.run).sum() };
         for (i, batch) in batches.iter().enumerate() {
@@ -383,6 +457,7 @@ impl Trainer {
                 norms: &norms,
                 dropout: (self.options.dropout > 0.0).then_some((self.options.dropout as f32, seed)),
                 recompute: self.options.recompute,
+                gates: None,
             };
             let (loss, arrays) = pass.gradients(batch, 1.0 / counted.max(1) as f64)?;
             sum.loss += loss / counted.max(1) as f64;
@@ -395,6 +470,11 @@ impl Trainer {
             mlx::eval(&sum.arrays)?;
         }
         Ok(sum)
+    }
+
+    /// alpha / r of each target.
+    fn scales(&self) -> Vec<f32> {
+        self.targets.iter().map(|t| t.alpha / t.rank.max(1) as f32).collect()
     }
 
     /// DoRA: ‖W + s A B‖ by rows.
@@ -445,6 +525,54 @@ impl Trainer {
             "update {step}: {what} at a learning rate of {rate:.2e} (last loss {:.4}); lower --learning-rate, or --grad-clip{kept}",
             self.state.last_loss
         )))
+    }
+}
+
+impl Probe for Trainer {
+    fn loss(&mut self, banks: &[Bank]) -> Result<f64> {
+        let batch = self.next_batch()?;
+        let live: Vec<Live> = banks.iter().map(|b| b.live.clone()).collect();
+        let none = vec![None; live.len()];
+        let pass = Pass {
+            model: &self.model,
+            targets: &self.targets,
+            live: &live,
+            scales: &self.scales(),
+            norms: &none,
+            dropout: None,
+            recompute: true,
+            gates: None,
+        };
+        Ok(pass.loss_of(&batch)? / batch.counted.max(1) as f64)
+    }
+
+    fn fisher(&mut self, banks: &[Bank]) -> Result<Vec<Vec<f32>>> {
+        let batch = self.next_batch()?;
+        let shape = batch.tokens.shape().to_vec();
+        let mut gates = Vec::with_capacity(banks.len());
+        for bank in banks {
+            let (a, b, awake) = bank.whole()?;
+            let open: Vec<f32> = awake.iter().map(|x| f32::from(u8::from(*x))).collect();
+            let open = Array::from_slice(&open, &[1, 1, open.len() as i32]);
+            let gate = mlx_rs::ops::broadcast_to(&open, &[shape[0], shape[1], open.dim(2)])?;
+            gates.push(Gated { a, b, gate });
+        }
+        let live: Vec<Live> = banks.iter().map(|b| b.live.clone()).collect();
+        let none = vec![None; live.len()];
+        let pass = Pass {
+            model: &self.model,
+            targets: &self.targets,
+            live: &live,
+            scales: &self.scales(),
+            norms: &none,
+            dropout: None,
+            recompute: true,
+            gates: Some(&gates),
+        };
+        let (_, gradients) = pass.gradients(&batch, 1.0)?;
+        let tokens = Array::from_f32(1.0 / batch.counted.max(1) as f32);
+        let root = |g: &Array| g.square()?.sum_axes(&[0, 1], false)?.multiply(&tokens)?.sqrt();
+        gradients.iter().map(|g| bank::floats(&root(g).context("worth of components")?)).collect()
     }
 }
 

@@ -3,6 +3,8 @@
 
 use super::super::format::Profile;
 use crate::eval::data::Loss;
+use crate::plastic::config::Choice;
+use crate::plugin::Rules;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -37,6 +39,32 @@ pub struct Rule<T> {
     pub slices: String,
     /// The number.
     pub value: T,
+}
+
+/// How ranks change while a pack learns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankOptions {
+    /// Policies, in the order in which they decide.
+    pub policies: Vec<Choice>,
+    /// SHA-256 of their files: a training goes on with the ones it began with.
+    pub sha256: Vec<String>,
+    /// Components that may be awake in all slices together; `None`: as many as at the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<u32>,
+    /// Share of the parameters awake at the beginning that may stay awake, in the place of a number of components.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// Components a slice can have; 0: twice its rank at the beginning.
+    pub most: u32,
+    /// Updates between decisions.
+    pub interval: u32,
+    /// Updates before the first one.
+    pub warmup: u32,
+    /// Rise of the loss of a batch, nats per token, beyond which a change is taken back.
+    pub max_rise: f64,
+    /// Limits and rights of plugins.
+    #[serde(default)]
+    pub rules: Rules,
 }
 
 /// All that decides the result.
@@ -123,6 +151,9 @@ pub struct Options {
     pub recompute: bool,
     /// Train against a base that is dequantised and rounded to float16.
     pub fp16_base: bool,
+    /// Who changes ranks while the pack learns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks_by: Option<RankOptions>,
     /// Size allowed.
     pub profile: Profile,
     /// Free text.
@@ -167,6 +198,18 @@ impl Options {
         let alphas = self.alphas.iter().map(|r| r.value).chain(self.alpha);
         if let Some(bad) = alphas.into_iter().find(|a| !a.is_finite() || *a < 0.0) {
             return Err(format!("--alpha {bad}: expected a finite number, 0 or more"));
+        }
+        if let Some(r) = &self.ranks_by {
+            least("--rank-interval", r.interval.into(), 1)?;
+            share("--max-rank-rise", r.max_rise, f64::MAX)?;
+            if let Some(x) = r.share.filter(|x| !(*x > 0.0 && *x <= 1.0)) {
+                return Err(format!("--budget {x}: expected a share above 0 and at most 1"));
+            }
+            if self.dora {
+                return Err(
+                    "--dora: its magnitudes do not go with ranks that change; leave out --dora or --policy".into()
+                );
+            }
         }
         if let Some(bad) = self.ranks.iter().find(|r| r.value == 0) {
             return Err(format!("--rank-map {}:0: a rank is at least 1; leave the slice out of --layers", bad.slices));
