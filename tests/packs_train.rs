@@ -102,6 +102,8 @@ fn ranks_that_a_policy_moves_survive_a_kill() {
         "--policy-opt",
         "share=0.3",
         "--policy-opt",
+        "min_rank=0",
+        "--policy-opt",
         "until=1",
         "--rank-interval",
         "2",

@@ -5,6 +5,7 @@ use super::{Global, locate};
 use crate::cli::rules::RuleArgs;
 use crate::cli::run::set_options;
 use crate::eval::data::Loss;
+use crate::pack::train::auto::{Auto, Strategy};
 use crate::pack::train::options::{Method, Options, RankOptions, Rule, Schedule};
 use crate::pack::{Profile, Store, key};
 use crate::plastic::config::Choice;
@@ -66,6 +67,21 @@ pub struct CreateArgs {
     /// Ranks of slices as another pack has them; only these are trained
     #[arg(long, value_name = "PACK", conflicts_with_all = ["rank_map", "rank_map_json"], help_heading = "Adapters")]
     rank_map_from_pack: Option<String>,
+    /// Ranks from the base's own weights in the place of --rank: how many singular values hold --target-compression
+    #[arg(long, value_enum, conflicts_with_all = ["rank", "rank_map_json", "rank_map_from_pack"], help_heading = "Adapters")]
+    rank_strategy: Option<Strategy>,
+    /// Share of the energy --rank-strategy holds
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Adapters")]
+    target_compression: f64,
+    /// Of the Python program, whose search it does not change
+    #[arg(long, hide = true)]
+    rank_eps: Option<f64>,
+    /// What loads the model: this program does
+    #[arg(long, hide = true, value_parser = ["auto", "mlx-lm"])]
+    loader: Option<String>,
+    /// Conversations are always written by the chat template
+    #[arg(long, hide = true)]
+    chat_template: bool,
     /// No rank below this
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Adapters")]
     min_rank: u32,
@@ -171,6 +187,21 @@ pub struct CreateArgs {
     /// Option of a policy, `name=value`, or `policy:name=value` where there are several
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Ranks that change")]
     policy_opt: Vec<String>,
+    /// The policy dynamic-rank, from --dynamic-initial-rank up to --rank
+    #[arg(long, conflicts_with = "policy", help_heading = "Ranks that change")]
+    dynamic_rank: bool,
+    /// Rank at the beginning, with --dynamic-rank
+    #[arg(long, value_name = "N", default_value_t = 4, hide = true)]
+    dynamic_initial_rank: u32,
+    /// No rank below this, with --dynamic-rank
+    #[arg(long, value_name = "N", default_value_t = 2, hide = true)]
+    dynamic_min_rank: u32,
+    /// Share of the strongest signal at which a slice grows, with --dynamic-rank
+    #[arg(long, value_name = "SHARE", default_value_t = 0.25, hide = true)]
+    dynamic_grow_threshold: f64,
+    /// Share of the strongest signal at which a slice shrinks, with --dynamic-rank
+    #[arg(long, value_name = "SHARE", default_value_t = 0.03, hide = true)]
+    dynamic_prune_threshold: f64,
     /// Components that may be awake in all slices together [default: as many as at the beginning]
     #[arg(long, value_name = "N", requires = "policy", help_heading = "Ranks that change")]
     rank_budget: Option<u32>,
@@ -265,8 +296,9 @@ pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode
         valid: valid.as_deref().map(absolute).transpose()?,
         valid_share: a.valid_share,
         layers,
-        rank: a.rank.unwrap_or(8),
+        rank: if a.dynamic_rank { a.dynamic_initial_rank } else { a.rank.unwrap_or(8) },
         ranks,
+        auto: a.rank_strategy.map(|strategy| Auto { strategy, share: a.target_compression }),
         min_rank: a.min_rank,
         alpha: a.alpha,
         alphas: a.alpha_map.clone(),
@@ -310,17 +342,27 @@ pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode
 }
 
 fn ranks_by(a: &CreateArgs) -> anyhow::Result<Option<RankOptions>> {
-    if a.policy.is_empty() {
+    let mut policies: Vec<Choice> = a.policy.iter().map(Choice::new).collect();
+    let most = a.rank.unwrap_or(8).max(a.dynamic_initial_rank);
+    if a.dynamic_rank {
+        let mut choice = Choice::new("dynamic-rank");
+        for (name, value) in [("grow", a.dynamic_grow_threshold), ("prune", a.dynamic_prune_threshold)] {
+            choice.options.insert(name.into(), toml::Value::Float(value));
+        }
+        choice.options.insert("min_rank".into(), toml::Value::Integer(a.dynamic_min_rank.into()));
+        policies.push(choice);
+    }
+    if policies.is_empty() {
         return Ok(None);
     }
-    let mut policies: Vec<Choice> = a.policy.iter().map(Choice::new).collect();
     set_options("--policy-opt", &a.policy_opt, &mut policies.iter_mut().collect::<Vec<_>>())?;
     Ok(Some(RankOptions {
         policies,
         sha256: Vec::new(),
-        budget: a.rank_budget,
+        // It bounds each slice, not their sum.
+        budget: a.rank_budget.or(a.dynamic_rank.then_some(u32::MAX >> 1)),
         share: a.budget,
-        most: a.max_rank.unwrap_or(0),
+        most: a.max_rank.unwrap_or(if a.dynamic_rank { most } else { 0 }),
         interval: a.rank_interval,
         warmup: a.rank_warmup,
         max_rise: a.max_rank_rise,

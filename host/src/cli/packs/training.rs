@@ -120,6 +120,12 @@ fn prepare(mut options: Options, store: &Store, g: &Global) -> anyhow::Result<Pr
         "validation_sha256": validation.as_ref().map(|v| &v.sha256),
         "validation_windows": valid.len(),
     });
+    // Kept with the ranks they gave: a resumed training computes nothing again.
+    if let Some(auto) = options.auto.take() {
+        let mut rules = crate::pack::train::auto::rules(&auto, &options.layers, &model, options.profile)?;
+        rules.append(&mut options.ranks);
+        options.ranks = rules;
+    }
     let trainer = Trainer::new(Parts { model, options: options.clone(), rows, valid, from, policies })?;
     let parameters = trainer.targets().iter().map(|t| (t.rank * (t.rows + t.cols)) as u64).sum();
     if std::path::Path::new(&options.base).exists() {

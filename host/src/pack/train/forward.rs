@@ -87,6 +87,9 @@ impl Tap for Adapted<'_> {
             return y.add(z.matmul(gated.a.transpose()?)?).context(what);
         }
         let (a, b) = (&self.arrays[at], &self.arrays[at + 1]);
+        if a.size() == 0 {
+            return Ok(y);
+        }
         let low = x.matmul(b.transpose()?)?.multiply(scale)?.matmul(a.transpose()?).context(what)?;
         let Some(norm) = &self.pass.norms[target] else { return y.add(low).context(what) };
         let gain = self.arrays[at + 2].divide(norm).context(what)?;
@@ -232,5 +235,143 @@ impl Pass<'_> {
         let h = h.reshape(&[-1, h.dim(-1)]).context(what)?;
         let nll = kernels::token_nll(&h, head, &batch.targets)?;
         nll.multiply(&batch.mask).and_then(|x| x.sum(None)).context(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::bank::{floats, tests::options};
+    use super::super::batches::Batches;
+    use super::super::options::Rule;
+    use super::super::{row_norms, targets};
+    use super::*;
+    use crate::eval::data::Window;
+    use crate::model::LoadOptions;
+
+    fn draw(shape: &[i32], seed: u64, size: f32) -> Array {
+        let key = mlx_rs::random::key(seed).unwrap();
+        mlx_rs::random::normal::<f32>(shape, None, None, Some(&key)).unwrap().multiply(Array::from_f32(size)).unwrap()
+    }
+
+    struct Lab {
+        model: Model,
+        targets: Vec<Target>,
+        live: Vec<Live>,
+        scales: Vec<f32>,
+        batch: Batch,
+    }
+
+    impl Lab {
+        fn new(name: &str, dora: bool) -> Lab {
+            let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny").join(name);
+            let model = Model::load(&dir, &LoadOptions::default()).unwrap();
+            let mut o = options();
+            // Not in the first layer, so that the part below the lowest adapter is there.
+            o.layers = vec!["blocks.1.*".into()];
+            o.ranks = vec![Rule { slices: "blocks.1.*".into(), value: 2 }];
+            let targets = targets::choose(&o, model.config(), model.slices()).unwrap();
+            let live = targets.iter().enumerate().map(|(i, t)| {
+                let w = model.dense_weight(t.position).unwrap();
+                Live {
+                    a: draw(&[t.rows as i32, 2], 2 * i as u64, 0.1),
+                    b: draw(&[2, t.cols as i32], 2 * i as u64 + 1, 0.1),
+                    magnitude: dora.then(|| row_norms(&w).unwrap()),
+                }
+            });
+            let live = live.collect();
+            let window = |k: u32| Window { tokens: (0..9 + k).map(|i| (i * 37 + 11 * k) % 128).collect(), mask: None };
+            let batch = Batches::new(vec![window(0), window(3)], 2, 1).unwrap().get(0).unwrap();
+            Lab { scales: vec![1.5; targets.len()], model, targets, live, batch }
+        }
+
+        /// Norms of the adapters as they are in the beginning: constants of the gradient.
+        fn norms(&self) -> Vec<Option<Array>> {
+            let norm = |(t, l): (&Target, &Live)| {
+                l.magnitude.as_ref()?;
+                let w = self.model.dense_weight(t.position).unwrap();
+                let delta = l.a.multiply(Array::from_f32(1.5)).unwrap().matmul(&l.b).unwrap();
+                Some(row_norms(&w.add(delta).unwrap()).unwrap())
+            };
+            self.targets.iter().zip(&self.live).map(norm).collect()
+        }
+
+        fn pass<'a>(&'a self, live: &'a [Live], norms: &'a [Option<Array>], recompute: bool) -> Pass<'a> {
+            Pass {
+                model: &self.model,
+                targets: &self.targets,
+                live,
+                scales: &self.scales,
+                norms,
+                dropout: None,
+                recompute,
+                gates: None,
+            }
+        }
+    }
+
+    /// Moves every array a little along a random direction; the loss changes by the gradient's share of it.
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        for (name, dora) in [("llama", false), ("qwen2", true), ("qwen3_q4g64", false)] {
+            let lab = Lab::new(name, dora);
+            let norms = lab.norms();
+            let (_, whole) = lab.pass(&lab.live, &norms, false).gradients(&lab.batch, 1.0).unwrap();
+            let (_, layered) = lab.pass(&lab.live, &norms, true).gradients(&lab.batch, 1.0).unwrap();
+            let mut at = 0;
+            for t in 0..lab.targets.len() {
+                for part in 0..lab.live[t].arrays().count() {
+                    let (g, again) = (floats(&whole[at]).unwrap(), floats(&layered[at]).unwrap());
+                    let size = g.iter().fold(0f32, |m, x| m.max(x.abs()));
+                    assert!(
+                        g.iter().zip(&again).all(|(x, y)| (x - y).abs() <= 1e-4 * size + 1e-6),
+                        "{name} {t} {part}"
+                    );
+                    at += 1;
+                    let of = lab.live[t].arrays().nth(part).unwrap();
+                    let direction = draw(of.shape(), 77 + at as u64, 1.0);
+                    let along: f64 = g.iter().zip(floats(&direction).unwrap()).map(|(x, d)| f64::from(x * d)).sum();
+                    let moved = |step: f32| {
+                        let mut live = lab.live.clone();
+                        let new = of.add(direction.multiply(Array::from_f32(step)).unwrap()).unwrap();
+                        match part {
+                            0 => live[t].a = new,
+                            1 => live[t].b = new,
+                            _ => live[t].magnitude = Some(new),
+                        }
+                        lab.pass(&live, &norms, true).loss_of(&lab.batch).unwrap()
+                    };
+                    let h = 4e-3;
+                    let slope = (moved(h) - moved(-h)) / (2.0 * f64::from(h));
+                    // Float32 losses of some 80 nats are known to about 1e-5.
+                    assert!((slope - along).abs() < 0.03 * along.abs() + 1e-2, "{name} {t} {part}: {slope} {along}");
+                }
+            }
+        }
+    }
+
+    /// A closed gate of a component is the component asleep, and its gradient is what waking it brings.
+    #[test]
+    fn gates_open_and_close_components() {
+        let lab = Lab::new("llama", false);
+        let none = vec![None; lab.live.len()];
+        let shape = lab.batch.tokens.shape().to_vec();
+        let gated = |open: [f32; 2]| -> Vec<Gated> {
+            let gate =
+                mlx_rs::ops::broadcast_to(Array::from_slice(&open, &[1, 1, 2]), &[shape[0], shape[1], 2]).unwrap();
+            lab.live.iter().map(|l| Gated { a: l.a.clone(), b: l.b.clone(), gate: gate.clone() }).collect()
+        };
+        let loss = |open| {
+            let gates = gated(open);
+            let pass = Pass { gates: Some(&gates), ..lab.pass(&lab.live, &none, true) };
+            pass.gradients(&lab.batch, 1.0).unwrap()
+        };
+        let plain = lab.pass(&lab.live, &none, true).loss_of(&lab.batch).unwrap();
+        assert!((loss([1.0, 1.0]).0 - plain).abs() < 1e-3);
+        let (h, half) = (2e-2, [1.0, 0.5]);
+        let along: f64 =
+            loss(half).1.iter().map(|g| floats(g).unwrap().chunks(2).map(|c| f64::from(c[1])).sum::<f64>()).sum();
+        let slope = (loss([1.0, 0.5 + h]).0 - loss([1.0, 0.5 - h]).0) / (2.0 * f64::from(h));
+        assert!((slope - along).abs() < 0.03 * along.abs() + 1e-2, "{slope} {along}");
     }
 }

@@ -4,6 +4,7 @@
 //! and a number (of the batch, of the slice), so one that was stopped and goes on ends with the same bytes as one
 //! that was not.
 
+pub mod auto;
 mod bank;
 mod batches;
 pub mod checkpoint;

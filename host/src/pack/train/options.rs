@@ -2,6 +2,7 @@
 //! training, so that it can go on exactly.
 
 use super::super::format::Profile;
+use super::auto::Auto;
 use crate::eval::data::Loss;
 use crate::plastic::config::Choice;
 use crate::plugin::Rules;
@@ -87,6 +88,9 @@ pub struct Options {
     pub rank: u32,
     /// Ranks of slices by pattern; the last that matches counts.
     pub ranks: Vec<Rule<u32>>,
+    /// Ranks from the base's own weights, below those by pattern.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<Auto>,
     /// Ranks below this are raised to it.
     pub min_rank: u32,
     /// Alpha of a slice of rank `rank`; others have the same alpha / rank. `None`: twice the rank.
@@ -179,6 +183,9 @@ impl Options {
         least("--grad-accumulation", self.accumulate as u64, 1)?;
         least("--sequence-length", self.sequence_length as u64, 2)?;
         least("--rank", self.rank.into(), 1)?;
+        if let Some(a) = self.auto.filter(|a| !(a.share > 0.0 && a.share <= 1.0)) {
+            return Err(format!("--target-compression {}: expected a share above 0 and at most 1", a.share));
+        }
         share("--lora-dropout", self.dropout, 1.0)?;
         share("--valid-share", self.valid_share, 1.0)?;
         share("--beta1", self.beta1, 1.0)?;
