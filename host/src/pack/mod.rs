@@ -3,7 +3,12 @@
 pub mod attach;
 pub mod error;
 pub mod format;
+#[cfg(test)]
+mod golden_tests;
 pub mod key;
+pub mod ledger;
+pub mod picture;
+pub mod product;
 pub mod store;
 pub mod train;
 
