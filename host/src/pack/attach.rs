@@ -6,7 +6,7 @@
 //! which does not add up with another pack on the same slice and is refused there.
 
 use super::error::{Error, Result};
-use super::format::{Adapter, Pack, UPSTREAM_VERSION};
+use super::format::{Adapter, Pack};
 use super::key;
 use crate::mlx::{self, Array, Context};
 use crate::model::{Added, Factors, Model, layout};
@@ -150,13 +150,13 @@ pub fn check_base(pack: &Pack, dir: &Path) -> Result<()> {
         return Ok(());
     }
     let whole = layout::checkpoint_hash(dir).map_err(|e| Error::Other(e.to_string()))?;
-    // Version 0.1.0 names the first shard.
-    let first = match pack.meta.version == UPSTREAM_VERSION {
-        true => {
+    // Version 0.1.0 names the first shard; a pack made from one of those goes on naming it.
+    let first = match *stated == whole {
+        true => None,
+        false => {
             let shards = layout::shards(dir).map_err(|e| Error::Other(e.to_string()))?;
             shards.first().map(|s| crate::model::hash::sha256_file_remembered(s, &mut |_| {})).transpose()?
         }
-        false => None,
     };
     match *stated == whole || first.as_ref() == Some(stated) {
         true => Ok(()),

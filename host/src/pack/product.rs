@@ -134,17 +134,19 @@ impl Product {
 }
 
 impl Svd {
-    /// The best approximation of rank `rank` as an adapter of scale `scale` (`alpha` is `rank · scale`): the
-    /// square roots of the values are shared out between A and B, so that both stay well inside float16.
+    /// The components in `keep` as an adapter of scale `scale` (alpha is their number times the scale), the best
+    /// approximation where they are the first ones. The square roots of the values are shared out between A and B,
+    /// so that both stay well inside float16.
     ///
     /// # Errors
     /// When a number has no float16.
-    pub fn adapter(&self, rank: usize, scale: f64) -> Result<Adapter> {
-        let rank = rank.min(self.values.len());
-        let index: Vec<i32> = (0..rank as i32).collect();
-        let index = Array::from_slice(&index, &[rank as i32]);
-        let roots: Vec<f32> = self.values.iter().take(rank).map(|s| (s / scale).sqrt() as f32).collect();
-        let roots = Array::from_slice(&roots, &[rank as i32]);
+    pub fn adapter(&self, keep: &[usize], scale: f64) -> Result<Adapter> {
+        let keep: Vec<usize> = keep.iter().copied().filter(|k| *k < self.values.len()).collect();
+        let index: Vec<i32> = keep.iter().map(|k| *k as i32).collect();
+        let index = Array::from_slice(&index, &[keep.len() as i32]);
+        let roots: Vec<f32> =
+            keep.iter().filter_map(|k| self.values.get(*k)).map(|s| (s / scale).sqrt() as f32).collect();
+        let roots = Array::from_slice(&roots, &[keep.len() as i32]);
         let parts = spectral::on_cpu(|| {
             let roots = roots.as_dtype(Dtype::Float64)?;
             let a = self.u.take_axis(&index, 1)?.multiply(roots.reshape(&[1, -1])?)?;
@@ -153,10 +155,10 @@ impl Svd {
         });
         let (a, b) = parts.context("an adapter of lower rank")?;
         let matrix = |m: &Array| spectral::on_cpu(|| Matrix::from_array(m));
-        Ok(Adapter { a: matrix(&a)?, b: matrix(&b)?, alpha: (scale * rank as f64) as f32, magnitude: None })
+        Ok(Adapter { a: matrix(&a)?, b: matrix(&b)?, alpha: (scale * keep.len() as f64) as f32, magnitude: None })
     }
 
-    /// Index vectors of the first `rank` left or right singular vectors, as columns.
+    /// The first `rank` left or right singular vectors, as columns.
     ///
     /// # Errors
     /// When MLX fails.
@@ -269,7 +271,7 @@ mod tests {
         let p = Product::of(&x, 1.0).unwrap();
         let svd = p.svd().unwrap();
         for rank in [1, 3, 6] {
-            let small = svd.adapter(rank, 2.0).unwrap();
+            let small = svd.adapter(&(0..rank).collect::<Vec<_>>(), 2.0).unwrap();
             assert_eq!((small.rank(), small.alpha), (rank, 2.0 * rank as f32));
             let rest = Product::sum(&[p.clone(), Product::of(&small, -1.0).unwrap()]).unwrap().norm().unwrap();
             let tail = norm(&svd.values[rank..]);

@@ -2,11 +2,15 @@
 
 mod create;
 mod inspect;
+mod ledger;
 mod list;
+mod merge;
 mod named;
 mod remove;
 mod rename;
+mod rerank;
 mod resume;
+mod smaller;
 mod training;
 mod verify;
 
@@ -36,6 +40,13 @@ enum Verb {
     List(list::ListArgs),
     /// Show a pack: metadata, and rank, size and spectrum of each update; as a picture with --svg
     Inspect(inspect::InspectArgs),
+    /// What the ranks of a pack are worth, and what two packs have in common
+    #[command(alias = "rank-ledger")]
+    Ledger(ledger::LedgerArgs),
+    /// Cut a pack to lower rank, by a budget, a map or a policy, and say what it costs
+    Rerank(Box<rerank::RerankArgs>),
+    /// Make one pack of several, exactly or cut
+    Merge(merge::MergeArgs),
     /// Check packs: files, schema, numbers; with --base also hash and geometry
     Verify(verify::VerifyArgs),
     /// Give a pack another name
@@ -55,10 +66,19 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Resume(a) => resume::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
         Verb::Inspect(a) => inspect::run(a, &store, g),
+        Verb::Ledger(a) => ledger::run(a, &store, g),
+        Verb::Rerank(a) => rerank::run(a, &store, g),
+        Verb::Merge(a) => merge::run(a, &store, g),
         Verb::Verify(a) => verify::run(a, &store, g),
         Verb::Rename(a) => rename::run(a, &store, g),
         Verb::Remove(a) => remove::run(a, &store, g),
     }
+}
+
+/// When a pack was made; `SOURCE_DATE_EPOCH` fixes it, so that two packs can be compared byte by byte.
+fn time() -> String {
+    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse::<u64>().ok());
+    fixed.map_or_else(crate::plastic::step::now, crate::plastic::step::utc)
 }
 
 /// Whether a tolerance is a share; says so where it is none.
