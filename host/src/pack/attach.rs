@@ -127,6 +127,11 @@ fn single(model: &Model, position: usize, adapter: &Adapter, weight: f32) -> Res
 /// Puts an attachment on a model in the place of what was attached; cannot fail.
 pub fn attach(model: &mut Model, attachment: &Attachment) {
     detach(model);
+    put(model, attachment);
+}
+
+/// Puts an attachment on its slices; what lies on other slices stays.
+pub fn put(model: &mut Model, attachment: &Attachment) {
     for (position, added) in &attachment.added {
         model.set_added(*position, Some(added.clone()));
     }

@@ -1,5 +1,6 @@
 //! Skill packs: small LoRA adapters that add a domain to a base.
 
+pub mod ablate;
 pub mod attach;
 pub mod consult;
 pub mod error;

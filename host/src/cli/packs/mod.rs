@@ -1,11 +1,13 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
+mod ablate;
 mod create;
 mod inspect;
 mod ledger;
 mod list;
 mod merge;
 mod named;
+mod rank_map;
 mod remove;
 mod rename;
 mod rerank;
@@ -47,6 +49,11 @@ enum Verb {
     Rerank(Box<rerank::RerankArgs>),
     /// Make one pack of several, exactly or cut
     Merge(merge::MergeArgs),
+    /// Maps of ranks: extract, check, bring to a budget, random and shuffled controls
+    RankMap(Box<rank_map::RankMapArgs>),
+    /// What each part of a pack is worth: by norm, or by the loss without it
+    #[command(alias = "ablation-report")]
+    Ablate(ablate::AblateArgs),
     /// Check packs: files, schema, numbers; with --base also hash and geometry
     Verify(verify::VerifyArgs),
     /// Give a pack another name
@@ -69,6 +76,8 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Ledger(a) => ledger::run(a, &store, g),
         Verb::Rerank(a) => rerank::run(a, &store, g),
         Verb::Merge(a) => merge::run(a, &store, g),
+        Verb::RankMap(a) => rank_map::run(a, &store, g),
+        Verb::Ablate(a) => ablate::run(a, &store, g),
         Verb::Verify(a) => verify::run(a, &store, g),
         Verb::Rename(a) => rename::run(a, &store, g),
         Verb::Remove(a) => remove::run(a, &store, g),
