@@ -68,8 +68,16 @@ impl Canvas {
     }
 
     /// One row a target, one column a layer; the shade is the figure's share of the largest.
-    fn heat(&mut self, l: &Ledger, grid: &Grid, ramp: [[f64; 3]; 2], of: &dyn Fn(&Entry) -> f64) {
+    fn heat(
+        &mut self,
+        l: &Ledger,
+        grid: &Grid,
+        ramp: [[f64; 3]; 2],
+        of: &dyn Fn(&Entry) -> f64,
+        label: &dyn Fn(f64) -> String,
+    ) {
         let largest = l.adapters.iter().map(of).fold(0.0, f64::max);
+        self.legend(LEFT + grid.span() - 130.0, ramp, &label(largest));
         for target in &grid.targets {
             self.text(LEFT - 10.0, self.y + 16.0, r#"text-anchor="end""#, target);
             for (i, layer) in grid.layers.iter().enumerate() {
@@ -79,7 +87,7 @@ impl Canvas {
                     Some(e) => {
                         let share = if largest > 0.0 { of(e) / largest } else { 0.0 };
                         self.cell(at, &colour(ramp, share), &tip(e));
-                        let label = short(of(e)).trim_end_matches(".00").to_owned();
+                        let label = label(of(e));
                         if 6.6 * label.chars().count() as f64 <= grid.width - 3.0 {
                             let ink = if share > 0.55 { "#10131a" } else { INK };
                             let style =
@@ -92,18 +100,17 @@ impl Canvas {
             self.y += CELL_HEIGHT;
         }
         self.layers(grid);
-        // Legend at the right of the numbers of the layers.
-        let x = LEFT + grid.layers.len() as f64 * grid.width - 140.0;
-        if x > LEFT + 220.0 || grid.layers.len() < 4 {
-            let x = x.max(LEFT + 200.0);
-            for i in 0..20 {
-                let at = [x + 4.0 * f64::from(i), self.y + 10.0, 4.0, 8.0];
-                self.cell(at, &colour(ramp, f64::from(i) / 19.0), "");
-            }
-            self.text(x - 6.0, self.y + 18.0, &format!(r#"font-size="11" text-anchor="end" fill="{DIM}""#), "0");
-            self.text(x + 86.0, self.y + 18.0, &format!(r#"font-size="11" fill="{DIM}""#), &short(largest));
-        }
         self.y += 18.0;
+    }
+
+    /// What the shades mean, beside the heading.
+    fn legend(&mut self, x: f64, ramp: [[f64; 3]; 2], largest: &str) {
+        let (y, style) = (self.y - 12.0, format!(r#"font-size="11" fill="{DIM}""#));
+        for i in 0..20 {
+            self.cell([x + 4.0 * f64::from(i), y - 8.0, 4.0, 8.0], &colour(ramp, f64::from(i) / 19.0), "");
+        }
+        self.text(x - 6.0, y, &format!(r#"{style} text-anchor="end""#), "0");
+        self.text(x + 86.0, y, &style, largest);
     }
 
     fn layers(&mut self, grid: &Grid) {
@@ -200,9 +207,9 @@ pub fn svg(l: &Ledger, base: &str) -> String {
     );
     c.text(24.0, c.y, &format!(r#"fill="{DIM}""#), &about);
     c.heading("Rank", "components of each update");
-    c.heat(l, &grid, RANKS, &|e| e.declared_rank as f64);
+    c.heat(l, &grid, RANKS, &|e| e.declared_rank as f64, &|v| format!("{v:.0}"));
     c.heading("Norm", "Frobenius norm of each update, alpha / r · A B");
-    c.heat(l, &grid, NORMS, &|e| e.fro_norm);
+    c.heat(l, &grid, NORMS, &|e| e.fro_norm, &short);
     c.heading("Spectrum", "mean share of the squared norm that each component carries, the largest first");
     c.shares(l, &grid);
     let (width, height) = (LEFT + grid.span() + 32.0, c.y + 16.0);

@@ -94,11 +94,18 @@ fn show(pack: &Pack, l: &ledger::Ledger, active: bool) {
         l.summary.declared_rank,
         l.summary.params
     );
-    if let Some(data) = m.training_data.as_ref().filter(|d| !d.is_null()) {
-        say!("text      {}", data.as_str().map_or_else(|| data.to_string(), str::to_owned));
+    let text = facts(m.training_data.as_ref(), &["file", "rows", "validation_file"]);
+    if !text.is_empty() {
+        say!("text      {text}");
     }
-    if m.training_config.as_object().is_some_and(|c| !c.is_empty()) {
-        say!("trained   {}", m.training_config);
+    let known = ["steps", "batch", "sequence_length", "optimizer", "learning_rate", "rank", "policy", "loss", "seed"];
+    let trained = facts(Some(&m.training_config), &known);
+    if !trained.is_empty() {
+        say!("trained   {trained}");
+    }
+    let made = facts(Some(&m.training_config), &["reranked_from", "merged_from", "goal"]);
+    if !made.is_empty() {
+        say!("derived   {made}");
     }
     if !m.notes.is_empty() {
         say!("notes     {}", m.notes);
@@ -130,6 +137,23 @@ fn show(pack: &Pack, l: &ledger::Ledger, active: bool) {
         s.rank_slack,
         super::figure(s.fro_norm)
     );
+}
+
+/// The named facts of a JSON object in one line; a text as it is. --json has all of them.
+fn facts(value: Option<&serde_json::Value>, names: &[&str]) -> String {
+    use serde_json::Value;
+    let plain = |v: &Value| match v {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match value {
+        Some(Value::Object(o)) => {
+            let named = names.iter().filter_map(|n| Some((n, o.get(*n).filter(|v| !v.is_null())?)));
+            named.map(|(n, v)| format!("{} {}", n.replace('_', " "), plain(v))).collect::<Vec<_>>().join(", ")
+        }
+        Some(Value::Null) | None => String::new(),
+        Some(other) => plain(other),
+    }
 }
 
 fn mib(bytes: u64) -> f64 {
