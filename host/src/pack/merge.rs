@@ -51,7 +51,11 @@ pub fn sources(terms: &[(&Pack, f32)]) -> Result<Sources> {
             }
         }
         let product = Product::sum(&products)?;
-        let svd = product.svd()?;
+        let mut svd = product.svd()?;
+        // Where packs cancel out, what is left over is round-off.
+        let sizes = products.iter().map(Product::norm).collect::<Result<Vec<_>>>()?;
+        let floor = 1e-12 * sizes.into_iter().fold(0.0, f64::max);
+        svd.values.iter_mut().filter(|v| **v < floor).for_each(|v| *v = 0.0);
         out.insert(key.to_owned(), Source { product, whole: side_by_side(key, &parts)?, svd });
     }
     Ok(out)
@@ -120,6 +124,9 @@ mod tests {
         let all = sources(&[(&alpha, 0.7), (&alpha, 0.3), (&beta, 0.0)]).unwrap();
         let out = rerank(&alpha, "same", &all, &Goal::Everything).unwrap();
         assert_eq!(out.pack.adapters.len(), 3, "a weight of 0 adds nothing");
+        let none = sources(&[(&alpha, 1.0), (&alpha, -1.0)]).unwrap();
+        let error = rerank(&alpha, "none", &none, &Goal::Each(2)).unwrap_err().to_string();
+        assert!(error.contains("nothing would be left"), "{error}");
         for (key, a) in &alpha.adapters {
             let rest =
                 Product::sum(&[Product::of(a, -1.0).unwrap(), Product::of(&out.pack.adapters[key], 1.0).unwrap()]);

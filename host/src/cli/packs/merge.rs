@@ -21,7 +21,7 @@ Without a goal the sum is exact: ranks add up, and float16 rounds only where wei
 pub struct MergeArgs {
     /// Packs, each with a weight [default weight: 1]
     #[arg(value_name = "PACK[:WEIGHT]", required = true)]
-    packs: Vec<Weighted>,
+    terms: Vec<Weighted>,
     #[command(flatten)]
     new: NewPack,
     #[command(flatten)]
@@ -39,12 +39,12 @@ pub fn run(args: &MergeArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
     if !args.goal.usable() {
         return Ok(ExitCode::from(2));
     }
-    let packs: Vec<Pack> = args.packs.iter().map(|w| store.read(&w.pack)).collect::<Result<_, _>>()?;
+    let packs: Vec<Pack> = args.terms.iter().map(|w| store.read(&w.pack)).collect::<Result<_, _>>()?;
     store.free(&args.new.out_name, args.new.force)?;
     let shapes = packs.iter().flat_map(ranks::of_pack).collect();
     let goal = args.goal.get(&shapes)?.unwrap_or(Goal::Everything);
     mlx::device::init()?;
-    let terms: Vec<(&Pack, f32)> = packs.iter().zip(&args.packs).map(|(p, w)| (p, w.weight)).collect();
+    let terms: Vec<(&Pack, f32)> = packs.iter().zip(&args.terms).map(|(p, w)| (p, w.weight)).collect();
     let sources = merge::sources(&terms)?;
     // A pack that knows its base, and the largest allowance of all, speak for the sum.
     let known = packs.iter().find(|p| !p.meta.base_hash.is_empty()).or(packs.first()).context("no pack is named")?;
@@ -54,9 +54,9 @@ pub fn run(args: &MergeArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
     }
     model.meta.training_config = serde_json::json!({});
     model.meta.training_data = Some(packs.iter().filter_map(|p| p.meta.training_data.clone()).collect());
-    model.meta.notes = format!("merged from {}", names(&args.packs));
+    model.meta.notes = format!("merged from {}", names(&args.terms));
     let result = rerank::rerank(&model, &args.new.out_name, &sources, &goal)?;
-    let made = serde_json::json!({ "merged_from": args.packs });
+    let made = serde_json::json!({ "merged_from": args.terms });
     finish(result, &args.new, made, store, g)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -267,10 +267,7 @@ fn finish(d: &Document, out: Option<&Path>, g: &Global) -> anyhow::Result<ExitCo
     );
     match out {
         Some(path) => say!("written to {}", path.display()),
-        None => {
-            let map: Vec<String> = d.rank_map.iter().map(|(k, r)| format!("{k}:{r}")).collect();
-            say!("{}", map.join(","));
-        }
+        None => say!("--out FILE writes the map, --json prints it"),
     }
     Ok(ExitCode::SUCCESS)
 }

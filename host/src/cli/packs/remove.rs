@@ -13,7 +13,7 @@ Examples:
 pub struct RemoveArgs {
     /// Packs to delete; without one, all packs are taken out of use and none is deleted
     #[arg(value_name = "PACK")]
-    packs: Vec<String>,
+    chosen: Vec<String>,
     /// A pack to delete
     #[arg(long = "name", value_name = "PACK")]
     names: Vec<String>,
@@ -24,7 +24,7 @@ pub struct RemoveArgs {
 /// # Errors
 /// When one is not there (then none is deleted) or cannot be deleted.
 pub fn run(args: &RemoveArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
-    let mut names: Vec<&str> = args.packs.iter().chain(&args.names).map(String::as_str).collect();
+    let mut names: Vec<&str> = args.chosen.iter().chain(&args.names).map(String::as_str).collect();
     names.sort_unstable();
     names.dedup();
     // All names are checked before the first pack goes.

@@ -19,7 +19,7 @@ Exit code 1 where a pack has a problem; each problem is named.")]
 pub struct VerifyArgs {
     /// Packs to check [default: all]
     #[arg(value_name = "PACK")]
-    packs: Vec<String>,
+    chosen: Vec<String>,
     /// A pack to check
     #[arg(long = "name", value_name = "PACK")]
     names: Vec<String>,
@@ -47,7 +47,7 @@ struct Finding {
 /// # Errors
 /// When the base cannot be had. Problems of packs are no errors: they are listed, and the exit code is 1.
 pub fn run(args: &VerifyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
-    let mut names: Vec<String> = args.packs.iter().chain(&args.names).cloned().collect();
+    let mut names: Vec<String> = args.chosen.iter().chain(&args.names).cloned().collect();
     let all = names.is_empty();
     if all {
         names = store.names();
