@@ -33,7 +33,7 @@ fn colour(ramp: [[f64; 3]; 2], share: f64) -> String {
 /// A figure in at most four or five characters.
 fn short(v: f64) -> String {
     match v {
-        v if v == 0.0 => "0".into(),
+        0.0 => "0".into(),
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v if v >= 0.01 => format!("{v:.2}"),
