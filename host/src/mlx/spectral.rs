@@ -1,4 +1,4 @@
-//! Symmetric eigenproblems in float64 on the CPU: the numerical heart of every factorisation.
+//! Eigenproblems and small decompositions in float64 on the CPU: the numerical heart of every factorisation.
 //!
 //! Covariances of language-model activations span ten orders of magnitude, more than float32 can
 //! separate, so Gram matrices enter in float32 and are decomposed in float64. LAPACK runs on the
@@ -94,6 +94,35 @@ pub fn matmul(a: &Array, b: &Array) -> Result<Array> {
     on_cpu(|| a.as_dtype(Dtype::Float64)?.matmul(b.as_dtype(Dtype::Float64)?)).context("float64 product")
 }
 
+/// The thin QR decomposition of `a` [m, n] with k = min(m, n): Q [m, k] and R [k, n]; float64.
+///
+/// # Errors
+/// When the matrix is not finite or LAPACK fails.
+pub fn qr(a: &Array) -> Result<(Array, Array)> {
+    let what = "QR decomposition";
+    on_cpu(|| {
+        let a = finite_f64(a, what)?;
+        linalg::qr(&a).context(what)
+    })
+}
+
+/// The singular value decomposition of a small `a` [m, n] with k = min(m, n): U [m, k], the values largest
+/// first [k], Vᵀ [k, n]; float64.
+///
+/// # Errors
+/// When the matrix is not finite or LAPACK does not converge.
+pub fn svd(a: &Array) -> Result<(Array, Array, Array)> {
+    let what = "singular value decomposition";
+    on_cpu(|| {
+        let a = finite_f64(a, what)?;
+        let (u, s, vt) = linalg::svd(&a).context(what)?;
+        // MLX answers square U and V.
+        let first: Vec<i32> = (0..s.dim(0)).collect();
+        let first = Array::from_slice(&first, &[s.dim(0)]);
+        Ok((u.take_axis(&first, 1).context(what)?, s, vt.take_axis(&first, 0).context(what)?))
+    })
+}
+
 /// The values of an array of any float type as float64.
 ///
 /// # Errors
@@ -130,6 +159,24 @@ mod tests {
             assert!((x - y).abs() < 1e-12 * e[0], "{i}: {x} {y}");
         }
         assert_eq!(to_vec(&eigenvalues(&a).unwrap()).unwrap().len(), 17);
+    }
+
+    #[test]
+    fn factors_multiply_to_the_matrix() {
+        for (m, n) in [(7, 3), (3, 7), (4, 4)] {
+            let key = mlx_rs::random::key(5).unwrap();
+            let a = mlx_rs::random::normal::<f32>(&[m, n], None, None, Some(&key)).unwrap();
+            let whole = to_vec(&a).unwrap();
+            let (q, r) = qr(&a).unwrap();
+            let (u, s, vt) = svd(&a).unwrap();
+            assert_eq!((q.dim(1), s.dim(0), vt.dim(0)), (m.min(n), m.min(n), m.min(n)));
+            let us = on_cpu(|| u.multiply(s.reshape(&[1, -1]).unwrap())).unwrap();
+            for back in [matmul(&q, &r).unwrap(), matmul(&us, &vt).unwrap()] {
+                let worst = to_vec(&back).unwrap().iter().zip(&whole).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+                assert!(worst < 1e-13, "{m}x{n}: {worst}");
+            }
+            assert!(to_vec(&s).unwrap().windows(2).all(|w| w[0] >= w[1]));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! which does not add up with another pack on the same slice and is refused there.
 
 use super::error::{Error, Result};
-use super::format::{Adapter, Pack, UPSTREAM_VERSION};
+use super::format::{Adapter, Pack};
 use super::key;
 use crate::mlx::{self, Array, Context};
 use crate::model::{Added, Factors, Model, layout};
@@ -127,6 +127,11 @@ fn single(model: &Model, position: usize, adapter: &Adapter, weight: f32) -> Res
 /// Puts an attachment on a model in the place of what was attached; cannot fail.
 pub fn attach(model: &mut Model, attachment: &Attachment) {
     detach(model);
+    put(model, attachment);
+}
+
+/// Puts an attachment on its slices; what lies on other slices stays.
+pub fn put(model: &mut Model, attachment: &Attachment) {
     for (position, added) in &attachment.added {
         model.set_added(*position, Some(added.clone()));
     }
@@ -150,13 +155,13 @@ pub fn check_base(pack: &Pack, dir: &Path) -> Result<()> {
         return Ok(());
     }
     let whole = layout::checkpoint_hash(dir).map_err(|e| Error::Other(e.to_string()))?;
-    // Version 0.1.0 names the first shard.
-    let first = match pack.meta.version == UPSTREAM_VERSION {
-        true => {
+    // Version 0.1.0 names the first shard; a pack made from one of those goes on naming it.
+    let first = match *stated == whole {
+        true => None,
+        false => {
             let shards = layout::shards(dir).map_err(|e| Error::Other(e.to_string()))?;
             shards.first().map(|s| crate::model::hash::sha256_file_remembered(s, &mut |_| {})).transpose()?
         }
-        false => None,
     };
     match *stated == whole || first.as_ref() == Some(stated) {
         true => Ok(()),

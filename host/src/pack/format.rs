@@ -183,6 +183,25 @@ impl Adapter {
         if self.rank() == 0 { 0.0 } else { self.alpha / self.rank() as f32 }
     }
 
+    /// The components named by `keep`, in that order; the scale stays. A DoRA magnitude stays as it is.
+    pub fn components(&self, keep: &[usize]) -> Adapter {
+        let (rank, cols) = (self.rank(), self.b.cols);
+        let pick = |row: &[f16]| keep.iter().filter_map(|k| row.get(*k).copied()).collect::<Vec<f16>>();
+        let a = self.a.data.chunks(rank.max(1)).flat_map(pick).collect();
+        let rows = keep.iter().filter_map(|k| self.b.data.get(k * cols..(k + 1) * cols));
+        Adapter {
+            a: Matrix { rows: self.a.rows, cols: keep.len(), data: a },
+            b: Matrix { rows: keep.len(), cols, data: rows.flatten().copied().collect() },
+            alpha: self.scale() * keep.len() as f32,
+            magnitude: self.magnitude.clone(),
+        }
+    }
+
+    /// Its first `rank` components; the scale stays.
+    pub fn first(&self, rank: usize) -> Adapter {
+        self.components(&(0..rank.min(self.rank())).collect::<Vec<_>>())
+    }
+
     /// Bytes of its tensors.
     pub fn nbytes(&self) -> u64 {
         let magnitude = self.magnitude.as_ref().map_or(0, |m| 4 * m.len());
@@ -245,7 +264,7 @@ impl Pack {
             .map_err(FileError::at("reading", &path))?;
         let begin = bytes.get(..8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes) as usize + 8;
         let data = bytes.get(begin..).unwrap_or_default();
-        let mut tensors = Tensors { path: &path, header, data };
+        let mut tensors = Tensors { path: &path, header, data, upstream: meta.version == UPSTREAM_VERSION };
         let mut adapters = BTreeMap::new();
         for (key, rank) in &meta.rank_map {
             adapters.insert(key.clone(), tensors.adapter(key, *rank as usize, meta.alpha_map.get(key).copied())?);
@@ -378,6 +397,8 @@ struct Tensors<'a> {
     path: &'a Path,
     header: BTreeMap<String, TensorInfo>,
     data: &'a [u8],
+    /// Whether the pack is of version 0.1.0.
+    upstream: bool,
 }
 
 impl Tensors<'_> {
@@ -424,6 +445,15 @@ impl Tensors<'_> {
         }
         let stored = self.floats(&at_alpha, 0)?.first().copied().unwrap_or_default();
         let stated = alpha.unwrap_or_default();
+        // How mlx-plastic-rank's packs are put out of work: the metadata says 0. It counts, whatever the tensor says.
+        let off = self.upstream && stated == 0.0;
+        if off && stored != 0.0 {
+            tracing::warn!(
+                "{}: `{at_alpha}` is {stored}, but meta.json says 0: {key} does nothing",
+                self.path.display()
+            );
+        }
+        let stored = if off { 0.0 } else { stored };
         if (f64::from(stored) - stated).abs() > 1e-6 * stated.abs().max(1.0) {
             return Err(self.bad(&at_alpha, format!("is {stored}; meta.json says {stated}")));
         }

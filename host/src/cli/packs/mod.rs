@@ -1,9 +1,20 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
+mod ablate;
 mod create;
+mod inspect;
+mod ledger;
 mod list;
+mod merge;
+mod named;
+mod rank_map;
+mod remove;
+mod rename;
+mod rerank;
 mod resume;
+mod smaller;
 mod training;
+mod verify;
 
 use super::{Global, locate, show, table, ui};
 use crate::pack::Store;
@@ -29,6 +40,26 @@ enum Verb {
     Resume(resume::ResumeArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
+    /// Show a pack: metadata, and rank, size and spectrum of each update; as a picture with --svg
+    Inspect(inspect::InspectArgs),
+    /// What the ranks of a pack are worth, and what two packs have in common
+    #[command(alias = "rank-ledger")]
+    Ledger(ledger::LedgerArgs),
+    /// Cut a pack to lower rank, by a budget, a map or a policy, and say what it costs
+    Rerank(Box<rerank::RerankArgs>),
+    /// Make one pack of several, exactly or cut
+    Merge(merge::MergeArgs),
+    /// Maps of ranks: extract, check, bring to a budget, random and shuffled controls
+    RankMap(Box<rank_map::RankMapArgs>),
+    /// What each part of a pack is worth: by norm, or by the loss without it
+    #[command(alias = "ablation-report")]
+    Ablate(ablate::AblateArgs),
+    /// Check packs: files, schema, numbers; with --base also hash and geometry
+    Verify(verify::VerifyArgs),
+    /// Give a pack another name
+    Rename(rename::RenameArgs),
+    /// Delete packs; without a name, take all packs out of use
+    Remove(remove::RemoveArgs),
 }
 
 /// Runs a verb.
@@ -41,5 +72,43 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
+        Verb::Inspect(a) => inspect::run(a, &store, g),
+        Verb::Ledger(a) => ledger::run(a, &store, g),
+        Verb::Rerank(a) => rerank::run(a, &store, g),
+        Verb::Merge(a) => merge::run(a, &store, g),
+        Verb::RankMap(a) => rank_map::run(a, &store, g),
+        Verb::Ablate(a) => ablate::run(a, &store, g),
+        Verb::Verify(a) => verify::run(a, &store, g),
+        Verb::Rename(a) => rename::run(a, &store, g),
+        Verb::Remove(a) => remove::run(a, &store, g),
+    }
+}
+
+/// When a pack was made; `SOURCE_DATE_EPOCH` fixes it, so that two packs can be compared byte by byte.
+fn time() -> String {
+    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse::<u64>().ok());
+    fixed.map_or_else(crate::plastic::step::now, crate::plastic::step::utc)
+}
+
+/// Whether a tolerance is a share; says so where it is none.
+fn rank_tol_is_share(tol: f64) -> bool {
+    let ok = (0.0..1.0).contains(&tol);
+    if !ok {
+        note!("error: --rank-tol is a share from 0 up to 1, such as 1e-5");
+    }
+    ok
+}
+
+/// A number in few characters, small ones with an exponent.
+fn figure(v: f64) -> String {
+    match v.abs() {
+        0.0 => "0".into(),
+        a if a >= 1000.0 => format!("{v:.0}"),
+        a if a >= 0.001 => {
+            let digits = if a >= 100.0 { 1 } else { 3 + usize::from(a < 1.0) };
+            let text = format!("{v:.digits$}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        _ => format!("{v:.1e}"),
     }
 }
