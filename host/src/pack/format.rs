@@ -135,7 +135,11 @@ impl Matrix {
 
     /// As float32.
     pub fn to_f32(&self) -> Vec<f32> {
-        self.data.iter().map(|x| x.to_f32()).collect()
+        use half::slice::HalfFloatSliceExt;
+        // In one go: the processor converts many at once.
+        let mut out = vec![0.0; self.data.len()];
+        self.data.convert_to_f32_slice(&mut out);
+        out
     }
 
     /// As an MLX array [rows, cols] float32.

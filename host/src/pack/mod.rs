@@ -3,10 +3,13 @@
 pub mod attach;
 pub mod error;
 pub mod format;
+pub mod in_use;
 pub mod key;
+pub mod probe;
 pub mod store;
 pub mod train;
 
 pub use error::{Error, Result};
 pub use format::{Adapter, Matrix, Meta, Pack, Profile};
+pub use in_use::{InUse, Used};
 pub use store::{Store, Weighted};

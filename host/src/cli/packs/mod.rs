@@ -6,6 +6,9 @@ mod resume;
 mod training;
 
 use super::{Global, locate, show, table, ui};
+mod apply;
+pub mod using;
+use super::{Global, base, show, table};
 use crate::pack::Store;
 use clap::Subcommand;
 use std::path::PathBuf;
@@ -27,6 +30,8 @@ enum Verb {
     Create(Box<create::CreateArgs>),
     /// Go on with an unfinished training
     Resume(resume::ResumeArgs),
+    /// Check packs against a base, show what they change, and use them there
+    Apply(apply::ApplyArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
 }
@@ -40,6 +45,7 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
+        Verb::Apply(a) => apply::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
     }
 }
