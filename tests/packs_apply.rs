@@ -73,7 +73,7 @@ fn what_does_not_fit_is_refused_whole() {
     b.run(&["packs", "apply", "../a", "--base", "base"]).refuses(1, "is no name for a pack");
     b.run(&["packs", "apply", "a", "a:0.5", "--base", "base"]).refuses(1, "named twice");
     b.run(&["packs", "apply", "a:1e39", "--base", "base"]).refuses(2, "finite number");
-    b.run(&["packs", "apply", "a:1e38", "--base", "base", "--activate"]).refuses(1, "not finite");
+    b.run(&["packs", "apply", "a:3e38", "--base", "base", "--activate"]).refuses(1, "not finite");
     b.pack("dora", &Spec { dora: true, ..PLAIN });
     b.run(&["packs", "apply", "a", "dora", "--base", "base"]).refuses(1, "cannot share a slice");
     b.run(&["packs", "apply", "dora:0.5", "--base", "base"]).refuses(1, "cannot be weighted");
@@ -111,12 +111,22 @@ fn active_packs_are_used_until_they_are_taken_out_of_use() {
     assert_eq!(perplexity(&b, &["--no-packs"]).0, plain);
     let (one, packs, _) = perplexity(&b, &["--pack", "b"]);
     assert!(one != named && one != plain && packs.as_array().unwrap().len() == 1);
-    let said = b.run(&["generate", "--base", "base", "--raw", "--prompt", "w1 w2", "--max-tokens", "3", "--json"]).done();
+    let said =
+        b.run(&["generate", "--base", "base", "--raw", "--prompt", "w1 w2", "--max-tokens", "3", "--json"]).done();
     assert_eq!(said.json()["packs"][0]["pack"], "a");
     assert!(b.run(&["eval", "--base", "base", "--pack", "a", "--no-packs"]).code == Some(2));
     // Another base has its own.
     let other = Bench::new("llama");
-    let ran = b.run(&["eval", "--base", &other.base().display().to_string(), "--data", &text(&b), "--window", "64", "--json"]);
+    let ran = b.run(&[
+        "eval",
+        "--base",
+        &other.base().display().to_string(),
+        "--data",
+        &text(&b),
+        "--window",
+        "64",
+        "--json",
+    ]);
     assert!(ran.done().json()["packs"].is_null());
     // Gone from the disk, but active.
     fs::remove_dir_all(b.path("packs/b")).unwrap();
@@ -183,7 +193,8 @@ fn statistics_of_the_base_do_not_depend_on_packs_that_change_nothing() {
         support::floats(&all.of(last, &m.slices()[last]).unwrap().input)
     };
     let plain = of(&model);
-    let mut pack = support::random("z", &b.base(), &model, &Spec { dora: true, kinds: &[("down_proj", 4, 8.0)], ..PLAIN });
+    let mut pack =
+        support::random("z", &b.base(), &model, &Spec { dora: true, kinds: &[("down_proj", 4, 8.0)], ..PLAIN });
     let key = plastic_host::pack::key::of_slice(&model.slices()[last].name).unwrap();
     pack.adapters.retain(|k, _| *k == key);
     assert_eq!(pack.adapters.len(), 1, "{key}");
@@ -192,7 +203,6 @@ fn statistics_of_the_base_do_not_depend_on_packs_that_change_nothing() {
     let with = of(&model);
     let scale = plain.iter().fold(0f32, |m, x| m.max(x.abs()));
     assert!(gap(&plain, &with) < 1e-4 * scale, "{} of {scale}", gap(&plain, &with));
-
 }
 
 #[test]
@@ -200,10 +210,16 @@ fn a_pack_of_ten_megabytes_is_attached_in_50_ms() {
     let dir = std::env::var_os("PLASTIC_TEST_MODEL").map(Into::into);
     let dir: std::path::PathBuf =
         dir.unwrap_or_else(|| plastic_host::model::paths::models_dir().unwrap().join("smollm2-135m"));
-    let mut model = plastic_host::model::Model::load(&dir, &Default::default()).expect("the default model: `make test` sets it up");
+    let mut model =
+        plastic_host::model::Model::load(&dir, &Default::default()).expect("the default model: `make test` sets it up");
     let kinds: &[(&str, usize, f32)] = &[
-        ("q_proj", 20, 16.0), ("k_proj", 20, 16.0), ("v_proj", 20, 16.0), ("o_proj", 20, 16.0),
-        ("gate_proj", 20, 16.0), ("up_proj", 20, 16.0), ("down_proj", 20, 16.0),
+        ("q_proj", 17, 16.0),
+        ("k_proj", 17, 16.0),
+        ("v_proj", 17, 16.0),
+        ("o_proj", 17, 16.0),
+        ("gate_proj", 17, 16.0),
+        ("up_proj", 17, 16.0),
+        ("down_proj", 17, 16.0),
     ];
     let pack = support::random("big", &dir, &model, &Spec { kinds, ..PLAIN });
     assert!((9 << 20..10 << 20).contains(&pack.nbytes()), "{}", pack.nbytes());

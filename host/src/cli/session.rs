@@ -280,12 +280,7 @@ enum From<'a> {
 }
 
 /// Loads everything; for an earlier run, checks that nothing it depends on has changed.
-fn prepare(
-    mut config: RunConfig,
-    from: From,
-    interrupt: &Interrupt,
-    g: &Global,
-) -> anyhow::Result<Prepared> {
+fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global) -> anyhow::Result<Prepared> {
     let plugins = config.policy.iter().chain(&config.shadow).chain(&config.fallback).chain(&config.evaluator);
     for path in plugins.map(|c| &c.file).chain([&config.data, &config.calibration]) {
         if path.to_str().is_none() {
@@ -386,9 +381,15 @@ fn prepare(
     };
     let moments = match &calibration {
         None => None,
-        Some((_, windows)) => {
-            Some(calibrate(&model, &identity(&base_sha256, &packs), windows, &config, paths::cache_dir().as_deref(), interrupt, g)?)
-        }
+        Some((_, windows)) => Some(calibrate(
+            &model,
+            &identity(&base_sha256, &packs),
+            windows,
+            &config,
+            paths::cache_dir().as_deref(),
+            interrupt,
+            g,
+        )?),
     };
     Ok(Prepared {
         base,

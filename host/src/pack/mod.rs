@@ -2,12 +2,14 @@
 
 pub mod attach;
 pub mod error;
+pub mod exchange;
 pub mod format;
 pub mod in_use;
 pub mod key;
 pub mod probe;
 pub mod store;
 pub mod train;
+pub mod tensor_file;
 
 pub use error::{Error, Result};
 pub use format::{Adapter, Matrix, Meta, Pack, Profile};

@@ -31,7 +31,7 @@ activated. Without it nothing changes: the packs are checked and their effect is
 pub struct ApplyArgs {
     /// Pack, with a weight where it is not 1
     #[arg(value_name = "NAME[:W]")]
-    packs: Vec<Weighted>,
+    names: Vec<Weighted>,
     /// The same, as an option
     #[arg(long, value_name = "NAME[:W]")]
     name: Vec<Weighted>,
@@ -106,7 +106,7 @@ struct Fitted {
 /// # Errors
 /// When a pack is not there, is damaged or does not fit; nothing is changed then.
 pub fn run(args: &ApplyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
-    let names: Vec<Weighted> = args.packs.iter().chain(&args.name).chain(&args.pack).cloned().collect();
+    let names: Vec<Weighted> = args.names.iter().chain(&args.name).chain(&args.pack).cloned().collect();
     if names.is_empty() {
         note!("error: no pack named\n\n  plastic-host packs apply NAME   checks a pack and shows what it changes");
         return Ok(ExitCode::from(2));
@@ -246,4 +246,3 @@ fn shown(d: &Difference) {
     }
     say!("{rows}");
 }
-

@@ -1,6 +1,9 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
 mod create;
+mod apply;
+mod export;
+mod import;
 mod list;
 mod resume;
 mod training;
@@ -32,6 +35,10 @@ enum Verb {
     Resume(resume::ResumeArgs),
     /// Check packs against a base, show what they change, and use them there
     Apply(apply::ApplyArgs),
+    /// Write a pack in the adapter layout of mlx-lm or PEFT
+    Export(export::ExportArgs),
+    /// Make a pack of an adapter of mlx-lm or PEFT
+    Import(import::ImportArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
 }
@@ -46,6 +53,8 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
         Verb::Apply(a) => apply::run(a, &store, g),
+        Verb::Export(a) => export::run(a, &store, g),
+        Verb::Import(a) => import::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
     }
 }
