@@ -26,6 +26,11 @@ impl Attachment {
         self.added.values().map(Added::nbytes).sum()
     }
 
+    /// What is added to each slice that changes, by position.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Added)> {
+        self.added.iter().map(|(i, a)| (*i, a))
+    }
+
     /// Positions of the slices that change.
     pub fn slices(&self) -> impl Iterator<Item = usize> + '_ {
         self.added.keys().copied()

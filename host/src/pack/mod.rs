@@ -4,6 +4,7 @@ pub mod attach;
 pub mod error;
 pub mod exchange;
 pub mod format;
+pub mod fuse;
 pub mod in_use;
 pub mod key;
 pub mod probe;

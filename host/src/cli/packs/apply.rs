@@ -1,6 +1,6 @@
 //! `plastic-host packs apply`.
 
-use super::{Global, base, show, table};
+use super::{Global, base, fused, show, table};
 use crate::mlx;
 use crate::model::registry::Base;
 use crate::model::{LoadOptions, Model, Tokenizer, layout};
@@ -24,6 +24,7 @@ Examples:
   plastic-host packs apply --name shakespeare --base smollm2-135m --dry-run
   plastic-host packs apply shakespeare --probe 'Shall I compare thee to'
   plastic-host packs apply --pack shakespeare:0.7 --pack chess --activate
+  plastic-host packs apply shakespeare --fuse fused --fuse-bits 8
 
 With --activate, generate, eval and run use these packs on this base until `packs remove`, or until other packs are
 activated. Without it nothing changes: the packs are checked and their effect is shown."
@@ -47,6 +48,8 @@ pub struct ApplyArgs {
     /// Use these packs on this base from now on
     #[arg(long, conflicts_with = "dry_run")]
     activate: bool,
+    #[command(flatten)]
+    fuse: fused::FuseOptions,
     /// Text on which the change is shown
     #[arg(long, value_name = "TEXT", default_value = PROBE)]
     probe: String,
@@ -88,16 +91,18 @@ struct Report {
     active: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     probe: Option<Difference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fuse: Option<fused::Report>,
 }
 
 /// A model with what packs would add to it.
-struct Fitted {
-    base: Base,
+pub(super) struct Fitted {
+    pub base: Base,
     hash: String,
-    model: Model,
-    tokenizer: Tokenizer,
+    pub model: Model,
+    pub tokenizer: Tokenizer,
     packs: InUse,
-    attachment: Attachment,
+    pub attachment: Attachment,
     times: Times,
 }
 
@@ -116,8 +121,10 @@ pub fn run(args: &ApplyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
         true => None,
         false => Some(changes(&mut fitted, &args.probe)?),
     };
-    let report = report(&fitted, probe, args);
-    if args.activate {
+    let fuse = fused::run(&args.fuse, &mut fitted, &args.probe, args.dry_run, g)?;
+    let report = report(&fitted, probe, fuse, args);
+    let refused = report.fuse.as_ref().is_some_and(|f| f.refused);
+    if args.activate && !refused {
         let weighted = report.packs.iter().map(|u| Weighted { pack: u.pack.clone(), weight: u.weight });
         store.set_active(&fitted.hash, weighted.collect())?;
     }
@@ -132,7 +139,7 @@ pub fn run(args: &ApplyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
         true => say!("{document}"),
         false => text(&report, g),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if refused { ExitCode::from(3) } else { ExitCode::SUCCESS })
 }
 
 /// Reads, checks and prepares; what is likely to be wrong and cheap to see comes first.
@@ -169,7 +176,7 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-fn report(f: &Fitted, probe: Option<Difference>, args: &ApplyArgs) -> Report {
+fn report(f: &Fitted, probe: Option<Difference>, fuse: Option<fused::Report>, args: &ApplyArgs) -> Report {
     let packs = f.packs.used();
     Report {
         pack: packs.iter().map(|u| u.pack.as_str()).collect::<Vec<_>>().join(", "),
@@ -186,8 +193,9 @@ fn report(f: &Fitted, probe: Option<Difference>, args: &ApplyArgs) -> Report {
         bytes_attached: f.attachment.nbytes(),
         milliseconds: Times { ..f.times },
         dry_run: args.dry_run,
-        active: args.activate,
+        active: args.activate && !fuse.as_ref().is_some_and(|f| f.refused),
         probe,
+        fuse,
     }
 }
 
@@ -216,6 +224,12 @@ fn text(r: &Report, g: &Global) {
     if let Some(d) = &r.probe {
         shown(d);
     }
+    if let Some(f) = &r.fuse {
+        fused::text(f, g);
+        if f.refused || (f.written.is_some() && !r.active) {
+            return;
+        }
+    }
     match (r.dry_run, r.active) {
         (true, _) => say!("everything fits; nothing was changed (--dry-run)"),
         (_, true) => say!(
@@ -227,7 +241,7 @@ fn text(r: &Report, g: &Global) {
 }
 
 /// How far two states are apart, and what comes next in each.
-fn shown(d: &Difference) {
+pub(super) fn shown(d: &Difference) {
     say!(
         "probe of {} tokens: logits differ by at most {:.4}, KL {:.2e} nats a token, another likeliest token at {} positions",
         d.tokens,

@@ -3,6 +3,7 @@
 mod create;
 mod apply;
 mod export;
+mod fused;
 mod import;
 mod list;
 mod resume;
