@@ -3,7 +3,7 @@
 //! Covers: what `packs apply` checks and shows; that nothing changes without --activate; active packs in `eval`,
 //! `generate` and `run`, until they are taken out of use; --pack and --no-packs; that a resumed run goes on with the
 //! packs it began with, and refuses changed ones; that calibration statistics are not shared; how fast a pack of
-//! 10 MB is attached.
+//! 10 MB is attached; what export and import say.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 #[path = "packs_support.rs"]
@@ -248,4 +248,36 @@ fn a_pack_of_ten_megabytes_is_attached_in_50_ms() {
     let total = best.0 + begun.elapsed();
     eprintln!("10 MB: read {:?}, prepare {:?}, attach {:?}, in all {total:?}", best.1, best.2, begun.elapsed());
     assert!(total.as_millis() < 50, "{total:?}");
+}
+
+#[test]
+fn adapters_go_out_and_come_in() {
+    let b = Bench::new("llama");
+    let pack = b.pack("a", &PLAIN);
+    let bytes = |name: &str| fs::read(b.path("packs").join(name).join("pack.safetensors")).unwrap();
+    for format in ["mlx-lm", "peft"] {
+        let out = b.run(&["packs", "export", "a", "--format", format, "--out", format, "--json"]).done().json();
+        assert_eq!(out["exported"]["adapters"], 6);
+        let back = b.run(&["packs", "import", format, "--name", format, "--base", "base"]).done();
+        assert!(back.out.contains("to the bit"), "{}", back.out);
+        assert!(bytes("a") == bytes(format));
+        assert_eq!(b.store().read(format).unwrap().meta.training_config, pack.meta.training_config);
+    }
+    b.run(&["packs", "export", "a", "--format", "peft", "--out", "peft"]).refuses(1, "--force");
+    b.run(&["packs", "export", "nobody", "--format", "peft", "--out", "x"]).refuses(1, "no pack nobody");
+    b.run(&["packs", "export", "a", "--format", "gguf", "--out", "x"]).refuses(2, "mlx-lm");
+    b.run(&["packs", "import", "peft", "--name", "a", "--base", "base"]).refuses(1, "there is a pack a already");
+    b.run(&["packs", "import", "nowhere", "--name", "x", "--base", "base"]).refuses(1, "is no directory");
+    b.run(&["packs", "import", "packs/a", "--name", "x", "--base", "base"]).refuses(1, "is a pack already");
+    b.run(&["packs", "import", "mlx-lm", "--format", "peft", "--name", "x", "--base", "base"])
+        .refuses(1, "is an adapter of mlx-lm");
+    let other = Bench::new("qwen3");
+    let ran = b.run(&["packs", "import", "peft", "--name", "x", "--base", &other.base().display().to_string()]);
+    ran.refuses(1, "was made for another base");
+    assert!(!b.path("packs/x").exists());
+    // An adapter of somebody else on a base that it does not fit.
+    let mut config: Value = serde_json::from_slice(&fs::read(b.path("peft/adapter_config.json")).unwrap()).unwrap();
+    config["modules_to_save"] = "lm_head".into();
+    fs::write(b.path("peft/adapter_config.json"), config.to_string()).unwrap();
+    b.run(&["packs", "import", "peft", "--name", "x", "--base", "base"]).refuses(1, "modules_to_save");
 }

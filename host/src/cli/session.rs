@@ -383,7 +383,7 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
         None => None,
         Some((_, windows)) => Some(calibrate(
             &model,
-            &identity(&base_sha256, &packs),
+            &identity(&base_sha256, &packs.used()),
             windows,
             &config,
             paths::cache_dir().as_deref(),
@@ -557,9 +557,9 @@ fn calibrate(
 }
 
 /// What model calibration text runs through: the base, and packs to the byte. The name of a pack is not part of it.
-fn identity(base_sha256: &str, packs: &InUse) -> String {
-    let pack = |u: crate::pack::Used| format!("\npack {} {:08x}", u.sha256, u.weight.to_bits());
-    base_sha256.to_owned() + &packs.used().into_iter().map(pack).collect::<String>()
+fn identity(base_sha256: &str, packs: &[crate::pack::Used]) -> String {
+    let pack = |u: &crate::pack::Used| format!("\npack {} {:08x}", u.sha256, u.weight.to_bits());
+    base_sha256.to_owned() + &packs.iter().map(pack).collect::<String>()
 }
 
 /// Everything the statistics depend on.
@@ -589,4 +589,35 @@ fn default_out(config: &RunConfig) -> PathBuf {
 
 fn suffixed(name: &str, n: u32) -> String {
     if n == 0 { name.to_owned() } else { format!("{name}-{n}") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn statistics_are_kept_apart_by_packs_and_weights() {
+        let windows = [vec![1, 2, 3]];
+        let pass = moments::Pass { windows: &windows, gradient_windows: 1, seed: 0 };
+        let used = |sha256: &str, weight: f32| crate::pack::Used {
+            pack: "a".into(),
+            weight,
+            sha256: sha256.into(),
+            dir: PathBuf::new(),
+        };
+        let key = |packs: &[crate::pack::Used]| moments_key(&identity("base", packs), &pass);
+        let keys = [
+            key(&[]),
+            key(&[used("x", 1.0)]),
+            key(&[used("y", 1.0)]),
+            key(&[used("x", 0.5)]),
+            key(&[used("x", 1.0), used("y", 1.0)]),
+        ];
+        for (i, k) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(k), "{i}");
+        }
+        // What was gathered before there were packs is found again.
+        assert_eq!(keys[0], moments_key("base", &pass));
+    }
 }

@@ -333,7 +333,8 @@ pub fn read_meta(dir: &Path) -> Result<Meta> {
     serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("is no metadata of a pack: {e}")))
 }
 
-fn check_meta(meta: &Meta, path: &Path) -> Result<()> {
+/// The rules that metadata keep without a look at the tensors.
+pub(super) fn check_meta(meta: &Meta, path: &Path) -> Result<()> {
     let bad = |reason: String| Err(Error::file(path, reason));
     let upstream = meta.version == UPSTREAM_VERSION;
     if !upstream && meta.version != VERSION {

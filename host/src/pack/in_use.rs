@@ -88,6 +88,10 @@ impl InUse {
         let mut packs = Vec::with_capacity(used.len());
         for u in used {
             let path = u.dir.join(TENSORS);
+            if !path.exists() {
+                let reason = format!("pack {} is no longer here; put it back, or start a new run", u.pack);
+                return Err(Error::file(&path, reason));
+            }
             let found = hash::sha256_file_remembered(&path, &mut |_| {})?;
             if found != u.sha256 {
                 return Err(Error::file(

@@ -48,7 +48,7 @@ pub struct ImportArgs {
 /// When the adapter is damaged or holds what a pack cannot, does not fit the base, or the pack cannot be written.
 pub fn run(args: &ImportArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     store.free(&args.name, args.force)?;
-    let mut meta = Meta {
+    let meta = Meta {
         pack_name: args.name.clone(),
         base_hash: String::new(),
         base_model: String::new(),
@@ -63,13 +63,17 @@ pub fn run(args: &ImportArgs, store: &Store, g: &Global) -> anyhow::Result<ExitC
         version: VERSION.into(),
     };
     // The files first: they are cheap to read and likely to be wrong.
-    exchange::import(&args.dir, args.format, &meta)?;
+    let mut made = exchange::import(&args.dir, args.format, &meta)?;
     mlx::device::init()?;
     let base = base::open(&args.base, g)?;
-    meta.base_hash = layout::checkpoint_hash(&base.dir)?;
-    meta.base_model = base.id.clone();
-    let made = exchange::import(&args.dir, args.format, &meta)?;
-    attach::check_base(&made.pack, &base.dir)?;
+    match made.pack.meta.base_hash.is_empty() {
+        true => {
+            made.pack.meta.base_hash = layout::checkpoint_hash(&base.dir)?;
+            made.pack.meta.base_model = base.id.clone();
+        }
+        // What this program exported says what it was made for.
+        false => attach::check_base(&made.pack, &base.dir)?,
+    }
     let model = Model::load(&base.dir, &LoadOptions::default())?;
     attach::prepare(&model, &[(&made.pack, 1.0)])?;
     let dir = store.put(&made.pack, args.force, &store.lock(&args.name)?)?;

@@ -13,7 +13,7 @@ mod peft;
 mod tests;
 
 use super::error::{Error, Result};
-use super::format::{Meta, Pack, Profile};
+use super::format::{Meta, Pack, Profile, UPSTREAM_VERSION, VERSION, check_meta};
 use super::tensor_file::{self, Tensor};
 use crate::atomic::{FileError, Lock, Staged};
 use adapters::TensorFile;
@@ -189,6 +189,8 @@ pub fn import(dir: &Path, format: Option<Format>, meta: &Meta) -> Result<Importe
     let config = config(&dir.join(CONFIG))?;
     let mut file = TensorFile::read(&path)?;
     let note: Option<Meta> = file.text(NOTE).and_then(|text| serde_json::from_str(&text).ok());
+    // A schema of the future is not ours to restore.
+    let note = note.filter(|m: &Meta| [VERSION, UPSTREAM_VERSION].contains(&m.version.as_str()));
     let modules = match format {
         Format::MlxLm => mlx_lm::import(&config, &mut file)?,
         Format::Peft => peft::import(&config, &mut file)?,
@@ -221,6 +223,7 @@ pub fn import(dir: &Path, format: Option<Format>, meta: &Meta) -> Result<Importe
     let mut pack = Pack::new(meta, adapters);
     if is_native {
         pack.meta.version = version;
+        check_meta(&pack.meta, &path)?;
     }
     Ok(Imported { pack, format, native: is_native, rounding: loss.worst, rounded: loss.matrices, notes: loss.notes })
 }
