@@ -7,7 +7,7 @@
 //! - a fused checkpoint is loaded by mlx-lm and gives the logits this program computes for it.
 //!
 //! mlx-lm is installed from PyPI, once, into the user's cache. Without it the tests fail and say so.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 #[path = "packs_support.rs"]
 mod support;
