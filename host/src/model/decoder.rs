@@ -148,7 +148,10 @@ impl Model {
             l.weight.round_to_float16()?;
         }
         Ok(())
+    }
+
     /// How the checkpoint quantises a slice; `None` for floats.
+    ///
     /// # Panics
     /// When `slice` is no index into [`Model::slices`].
     pub fn scheme(&self, slice: usize) -> Option<crate::mlx::quant::Scheme> {

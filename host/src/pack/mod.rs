@@ -9,8 +9,8 @@ pub mod in_use;
 pub mod key;
 pub mod probe;
 pub mod store;
-pub mod train;
 pub mod tensor_file;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use format::{Adapter, Matrix, Meta, Pack, Profile};

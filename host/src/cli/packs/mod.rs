@@ -1,18 +1,16 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
-mod create;
 mod apply;
+mod create;
 mod export;
 mod fused;
 mod import;
 mod list;
 mod resume;
 mod training;
-
-use super::{Global, locate, show, table, ui};
-mod apply;
 pub mod using;
-use super::{Global, base, show, table};
+
+use super::{Global, base, locate, show, table, ui};
 use crate::pack::Store;
 use clap::Subcommand;
 use std::path::PathBuf;
