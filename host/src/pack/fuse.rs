@@ -22,8 +22,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Largest part of an error that is still as large as the update itself: beyond it the base alone is nearer.
-const MOST_ERROR: f64 = 1.0;
 /// Most bytes of a text file of a checkpoint.
 const MAX_TEXT: u64 = 256 << 20;
 
@@ -61,7 +59,12 @@ pub struct Fate {
 impl Fate {
     /// Whether enough of the update survives.
     pub fn holds(&self, least: f64) -> bool {
-        self.kept >= least && self.error <= MOST_ERROR
+        self.kept >= least
+    }
+
+    /// Whether storing it moves the slice by more than the update does: the base alone is nearer then.
+    pub fn drowns(&self) -> bool {
+        self.error > 1.0
     }
 }
 

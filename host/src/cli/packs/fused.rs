@@ -41,6 +41,8 @@ pub struct Report {
     slices: Vec<Fate>,
     /// Slices of which too little survives.
     below: usize,
+    /// Slices that storing moves by more than the update does.
+    drowned: usize,
     /// Nothing was written.
     pub refused: bool,
     /// The directory, where one was written.
@@ -71,6 +73,7 @@ pub fn run(o: &FuseOptions, f: &mut Fitted, text: &str, dry: bool, g: &Global) -
     };
     let slices = fusion.measure(&mut progress)?;
     let below = slices.iter().filter(|s| !s.holds(o.fuse_keep)).count();
+    let drowned = slices.iter().filter(|s| s.drowns()).count();
     let refused = below > 0 && !o.fuse_anyway;
     let mut report = Report {
         out: out.clone(),
@@ -78,6 +81,7 @@ pub fn run(o: &FuseOptions, f: &mut Fitted, text: &str, dry: bool, g: &Global) -
         required: o.fuse_keep,
         slices,
         below,
+        drowned,
         refused,
         written: None,
         probe: None,
@@ -121,10 +125,16 @@ pub fn text(r: &Report, g: &Global) {
     let (n, all) = (r.below, r.slices.len());
     if n > 0 {
         note!(
-            "{}: of {n} of {all} slices less than {:.0} % of the update survives, or the error is larger than the update{}",
+            "{}: of {n} of {all} slices less than {:.0} % of the update survives{}",
             if r.refused { "refused" } else { "warning" },
             100.0 * r.required,
             if r.refused { remedy(r.bits) } else { "" }
+        );
+    }
+    if r.drowned > 0 && !r.refused {
+        note!(
+            "warning: rounding moves {} of {all} slices by more than the update does; more bits (--fuse-bits) make it smaller",
+            r.drowned
         );
     }
     if let Some(dir) = &r.written {
