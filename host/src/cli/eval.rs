@@ -22,6 +22,7 @@ Examples:
   plastic-host eval                                  the default model on the shipped text
   plastic-host eval --state runs/small               the same text on what a run made of it
   plastic-host eval --base ./my-model --data mine.jsonl --window 1024 --windows 50
+  plastic-host eval --pack shakespeare:0.7           with a skill pack, at seven tenths of its strength
   plastic-host eval --data chats.jsonl --loss answer --json
 
 A data file has one JSON object a line, with `text`, `prompt` and `completion`, or `messages`; or is plain .txt."
@@ -46,7 +47,7 @@ pub struct EvalArgs {
     loss: Loss,
     /// Join all documents before cutting, so that windows cross from one to the next
     #[arg(long)]
-    pack: bool,
+    join: bool,
     /// Also score the ends of documents that do not fill a window
     #[arg(long)]
     keep_tail: bool,
@@ -101,7 +102,7 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
             args.window
         );
     }
-    let cutting = Cutting { window: args.window, loss: args.loss, pack: args.pack, keep_tail: args.keep_tail };
+    let cutting = Cutting { window: args.window, loss: args.loss, pack: args.join, keep_tail: args.keep_tail };
     let cut = dataset.cut(&tokenizer, &cutting)?;
     let windows = data::spread(&cut.windows, args.windows);
     let batch = args.batch.unwrap_or((BATCH_TOKENS / args.window).max(1));

@@ -23,6 +23,7 @@ Examples:
   plastic-host generate --prompt 'Why is the sky blue?'
   plastic-host generate --raw --prompt 'The capital of France is' --max-tokens 20
   plastic-host generate --state runs/small --prompt-file question.txt --temperature 0.7 --top-p 0.9 --seed 1
+  plastic-host generate --pack shakespeare --prompt 'Shall I compare thee'
   git log -3 | plastic-host generate --system 'Summarise in one sentence.' --json"
 )]
 pub struct GenerateArgs {

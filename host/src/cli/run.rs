@@ -1,5 +1,6 @@
 //! `plastic-host` with no verb, or `plastic-host run`: the wake/sleep loop.
 
+use super::packs::using::PackOptions;
 use super::rules::RuleArgs;
 use super::{Global, session};
 use anyhow::Context;
@@ -99,6 +100,8 @@ pub struct RunArgs {
     #[arg(long)]
     pub max_faults: Option<u32>,
     #[command(flatten)]
+    pub packs: PackOptions,
+    #[command(flatten)]
     pub rules: RuleArgs,
 }
 
@@ -132,6 +135,7 @@ impl RunArgs {
             max_faults
         );
         c.plugins = self.rules.over(c.plugins)?;
+        c.packs = self.packs.over(c.packs);
         let fresh = |files: &[PathBuf]| files.iter().map(Choice::new).collect::<Vec<_>>();
         for (given, kept) in
             [(&self.policy, &mut c.policy), (&self.evaluator, &mut c.evaluator), (&self.shadow, &mut c.shadow)]
@@ -214,5 +218,5 @@ pub fn run(args: &RunArgs, g: &Global) -> anyhow::Result<ExitCode> {
         note!("error: {e}");
         return Ok(ExitCode::from(2));
     }
-    session::begin(config, args.out.as_deref(), g)
+    session::begin(config, &args.packs.store(), args.out.as_deref(), g)
 }

@@ -2,6 +2,7 @@
 
 use super::base;
 use super::interrupt::Interrupt;
+use super::packs::using;
 use super::show::Screen;
 use super::watched::Watched;
 use super::{Global, locate, ui};
@@ -9,6 +10,7 @@ use crate::eval::data::{self, Dataset};
 use crate::mlx;
 use crate::model::registry::{self, Base};
 use crate::model::{LoadOptions, Model, Tokenizer, hash, paths};
+use crate::pack::{InUse, Store, Weighted};
 use crate::plastic::config::{Choice, RunConfig};
 use crate::plastic::elastic::Elastic;
 use crate::plastic::journal::{Event, Fate, FileRecord, History, Journal, PluginRecord, Role, RunRecord, SCHEMA};
@@ -34,6 +36,7 @@ struct Prepared {
     config: RunConfig,
     base: Base,
     base_sha256: String,
+    packs: InUse,
     loader: Loader,
     policies: Policies,
     evaluators: Vec<Box<dyn Evaluator>>,
@@ -47,7 +50,7 @@ struct Prepared {
 }
 
 /// Begins a new run.
-pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Result<ExitCode> {
+pub fn begin(config: RunConfig, store: &Store, out: Option<&Path>, g: &Global) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let interrupt = Interrupt::listen()?;
     let path = out.map_or_else(|| default_out(&config), Path::to_path_buf);
@@ -55,7 +58,7 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
         bail!("--out {}: the path is not UTF-8; name another directory", path.display());
     }
     let dir = RunDir::create(&path)?;
-    let prepared = match prepare(config, None, &interrupt, g) {
+    let prepared = match prepare(config, From::New(store), &interrupt, g) {
         Ok(p) => p,
         Err(e) => {
             // Nothing ran: leave no empty directory behind.
@@ -79,6 +82,7 @@ pub fn begin(config: RunConfig, out: Option<&Path>, g: &Global) -> anyhow::Resul
         base: prepared.base.dir.clone(),
         base_id: prepared.base.id.clone(),
         base_sha256: prepared.base_sha256.clone(),
+        packs: prepared.packs.used(),
         policies: seats(&policies.line, &config.policy),
         shadows: seats(&policies.shadows, &config.shadow),
         fallback: seats(policies.fallback.as_slice(), &config.fallback).pop(),
@@ -142,7 +146,7 @@ pub fn resume(path: &Path, steps: Option<u32>, g: &Global) -> anyhow::Result<Exi
             taken + 3
         );
     }
-    let mut prepared = match prepare(config, Some(journal.events()), &interrupt, g) {
+    let mut prepared = match prepare(config, From::Old(journal.events()), &interrupt, g) {
         Ok(p) => p,
         Err(e) => return stopped(e, &interrupt, g),
     };
@@ -267,19 +271,26 @@ impl Ready {
     }
 }
 
-/// Loads everything; with `earlier`, checks that nothing the run depends on has changed.
-fn prepare(
-    mut config: RunConfig,
-    earlier: Option<&[Event]>,
-    interrupt: &Interrupt,
-    g: &Global,
-) -> anyhow::Result<Prepared> {
+/// Where a run begins.
+enum From<'a> {
+    /// Anew, with packs from here.
+    New(&'a Store),
+    /// Where an earlier one was interrupted.
+    Old(&'a [Event]),
+}
+
+/// Loads everything; for an earlier run, checks that nothing it depends on has changed.
+fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global) -> anyhow::Result<Prepared> {
     let plugins = config.policy.iter().chain(&config.shadow).chain(&config.fallback).chain(&config.evaluator);
     for path in plugins.map(|c| &c.file).chain([&config.data, &config.calibration]) {
         if path.to_str().is_none() {
             bail!("{}: the path is not UTF-8, so no option file can hold it; rename it", path.display());
         }
     }
+    let earlier = match from {
+        From::New(_) => None,
+        From::Old(events) => Some(events),
+    };
     // What is cheap and likely to be wrong comes first.
     let loader = super::rules::loader(config.plugins.clone());
     let policies = Policies {
@@ -333,6 +344,16 @@ fn prepare(
     if let Some(r) = earlier {
         rundir::check_base(&base.dir, &r.base_sha256)?;
     }
+    let packs = match (from, earlier, &config.packs) {
+        (_, Some(r), _) => InUse::recorded(&r.packs)?,
+        (From::New(store), _, Some(named)) => InUse::read(store, named)?,
+        (From::New(store), _, None) => InUse::active(store, &base.dir)?,
+        (From::Old(_), None, _) => InUse::default(),
+    };
+    if earlier.is_none() {
+        let weighted = |u: crate::pack::Used| Weighted { pack: u.pack, weight: u.weight };
+        config.packs = Some(packs.used().into_iter().map(weighted).collect());
+    }
     let tokenizer = Tokenizer::load(&base.dir)?;
     let (data, windows, examples) = evaluation_text(&config, &tokenizer)?;
     if let Some(r) = earlier {
@@ -348,7 +369,9 @@ fn prepare(
             Some(of)
         }
     };
-    let model = Model::load(&base.dir, &LoadOptions::default())?;
+    let mut model = Model::load(&base.dir, &LoadOptions::default())?;
+    packs.attach(&mut model, &base.dir)?;
+    using::tell(&packs, g);
     if let Some(limit) = model.config().max_position_embeddings.filter(|l| config.window > *l) {
         bail!("--window {}: this model has {limit} positions; use shorter windows", config.window);
     }
@@ -358,13 +381,20 @@ fn prepare(
     };
     let moments = match &calibration {
         None => None,
-        Some((_, windows)) => {
-            Some(calibrate(&model, &base_sha256, windows, &config, paths::cache_dir().as_deref(), interrupt, g)?)
-        }
+        Some((_, windows)) => Some(calibrate(
+            &model,
+            &identity(&base_sha256, &packs.used()),
+            windows,
+            &config,
+            paths::cache_dir().as_deref(),
+            interrupt,
+            g,
+        )?),
     };
     Ok(Prepared {
         base,
         base_sha256,
+        packs,
         loader,
         policies,
         evaluators,
@@ -482,7 +512,7 @@ fn choose(model: &Model, globs: &[String]) -> anyhow::Result<Vec<usize>> {
 /// Calibration statistics from the cache, or gathered now and put there.
 fn calibrate(
     model: &Model,
-    base_sha256: &str,
+    model_id: &str,
     windows: &[Vec<u32>],
     config: &RunConfig,
     cache: Option<&Path>,
@@ -505,7 +535,7 @@ fn calibrate(
             );
         }
     }
-    let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(base_sha256, &pass))));
+    let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(model_id, &pass))));
     if let Some(found) = file.as_ref().and_then(|f| Moments::open(f, model.slices())) {
         return Ok(found);
     }
@@ -526,11 +556,17 @@ fn calibrate(
     Ok(gathered)
 }
 
+/// What model calibration text runs through: the base, and packs to the byte. The name of a pack is not part of it.
+fn identity(base_sha256: &str, packs: &[crate::pack::Used]) -> String {
+    let pack = |u: &crate::pack::Used| format!("\npack {} {:08x}", u.sha256, u.weight.to_bits());
+    base_sha256.to_owned() + &packs.iter().map(pack).collect::<String>()
+}
+
 /// Everything the statistics depend on.
-fn moments_key(base_sha256: &str, pass: &moments::Pass) -> String {
+fn moments_key(model_id: &str, pass: &moments::Pass) -> String {
     let mut sha = Sha256::new();
     sha.update(b"moments 2\n");
-    sha.update(base_sha256);
+    sha.update(model_id);
     sha.update((pass.gradient_windows as u64).to_le_bytes());
     sha.update(pass.seed.to_le_bytes());
     for w in pass.windows {
@@ -553,4 +589,35 @@ fn default_out(config: &RunConfig) -> PathBuf {
 
 fn suffixed(name: &str, n: u32) -> String {
     if n == 0 { name.to_owned() } else { format!("{name}-{n}") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn statistics_are_kept_apart_by_packs_and_weights() {
+        let windows = [vec![1, 2, 3]];
+        let pass = moments::Pass { windows: &windows, gradient_windows: 1, seed: 0 };
+        let used = |sha256: &str, weight: f32| crate::pack::Used {
+            pack: "a".into(),
+            weight,
+            sha256: sha256.into(),
+            dir: PathBuf::new(),
+        };
+        let key = |packs: &[crate::pack::Used]| moments_key(&identity("base", packs), &pass);
+        let keys = [
+            key(&[]),
+            key(&[used("x", 1.0)]),
+            key(&[used("y", 1.0)]),
+            key(&[used("x", 0.5)]),
+            key(&[used("x", 1.0), used("y", 1.0)]),
+        ];
+        for (i, k) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(k), "{i}");
+        }
+        // What was gathered before there were packs is found again.
+        assert_eq!(keys[0], moments_key("base", &pass));
+    }
 }

@@ -328,6 +328,7 @@ fn summary(events: &[Event], ended: &Ended, wake: &WakeRecord, path: &Path, took
     serde_json::json!({
         "run": path,
         "base": run.map(|r| &r.base_id),
+        "packs": run.map(|r| &r.packs),
         "policies": run.map(|r| names(&r.policies)),
         "shadows": run.map(|r| names(&r.shadows)),
         "evaluators": run.map(|r| names(&r.evaluators)),

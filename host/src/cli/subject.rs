@@ -1,7 +1,9 @@
-//! The model that `generate` and `eval` work on: a base, or the current state of a run.
+//! The model that `generate` and `eval` work on: a base, or the current state of a run, with its packs.
 
+use super::packs::using::{self, PackOptions};
 use super::{Global, base};
 use crate::model::{LoadOptions, Model, Tokenizer};
+use crate::pack::{InUse, Used};
 use crate::plastic::journal::{History, Journal};
 use crate::plastic::rundir;
 use anyhow::Context;
@@ -14,8 +16,10 @@ pub struct SubjectArgs {
     #[arg(long, short, conflicts_with = "state")]
     pub base: Option<String>,
     /// Directory of a run: its base in the state that is current there
-    #[arg(long, short, value_name = "RUN")]
+    #[arg(long, short, value_name = "RUN", conflicts_with_all = ["pack", "no_packs", "packs"])]
     pub state: Option<PathBuf>,
+    #[command(flatten)]
+    packs: PackOptions,
 }
 
 /// A model ready to run.
@@ -39,35 +43,42 @@ pub struct Origin {
     /// The step whose state is current in that run; 0 is the base with everything awake.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<u32>,
+    /// Packs on it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub packs: Vec<Used>,
 }
 
 impl SubjectArgs {
     /// Loads the model and its tokeniser.
     ///
     /// # Errors
-    /// When the base cannot be had, or the run or a bank of it cannot be read.
+    /// When the base cannot be had, the run or a bank of it cannot be read, or a pack does not fit.
     pub fn open(&self, g: &Global) -> anyhow::Result<Subject> {
         match &self.state {
-            Some(run) => of_run(run),
+            Some(run) => of_run(run, g),
             None => {
                 let base = base::open(&self.base, g)?;
+                let packs = self.packs.choose(&base.dir)?;
                 let tokenizer = Tokenizer::load(&base.dir)?;
-                let model = Model::load(&base.dir, &LoadOptions::default())?;
-                Ok(Subject { model, tokenizer, origin: Origin { base: base.id, state: None, step: None } })
+                let mut model = Model::load(&base.dir, &LoadOptions::default())?;
+                packs.attach(&mut model, &base.dir)?;
+                using::tell(&packs, g);
+                let origin = Origin { base: base.id, state: None, step: None, packs: packs.used() };
+                Ok(Subject { model, tokenizer, origin })
             }
         }
     }
 }
 
-fn of_run(run: &Path) -> anyhow::Result<Subject> {
-    let model = rundir::open_state(run, |dir| Model::load(dir, &LoadOptions::default()))?.into_model();
+fn of_run(run: &Path, g: &Global) -> anyhow::Result<Subject> {
+    let mut model = rundir::open_state(run, |dir| Model::load(dir, &LoadOptions::default()))?.into_model();
     let events = Journal::read(&run.join("journal.jsonl"))?;
     let record = events.run().context("the journal has no run")?;
     let step = events.current().map_or(0, |s| s.step);
+    let packs = InUse::recorded(&record.packs)?;
+    packs.attach(&mut model, &record.base)?;
+    using::tell(&packs, g);
     let tokenizer = Tokenizer::load(&record.base)?;
-    Ok(Subject {
-        model,
-        tokenizer,
-        origin: Origin { base: record.base_id.clone(), state: Some(run.to_owned()), step: Some(step) },
-    })
+    let (base, state) = (record.base_id.clone(), Some(run.to_owned()));
+    Ok(Subject { model, tokenizer, origin: Origin { base, state, step: Some(step), packs: packs.used() } })
 }

@@ -150,6 +150,14 @@ impl Model {
         Ok(())
     }
 
+    /// How the checkpoint quantises a slice; `None` for floats.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn scheme(&self, slice: usize) -> Option<crate::mlx::quant::Scheme> {
+        self.linear(slice).weight.scheme()
+    }
+
     /// Makes the float32 copies that scoring would make, so that they do not count as its time.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! path runs depends on the number of rows alone, never on what happens to be cached, so that outputs
 //! after sleeping and waking are those from before, bit for bit.
 
-use crate::mlx::quant::Packed;
+use crate::mlx::quant::{Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
 use std::cell::OnceCell;
 
@@ -80,6 +80,14 @@ pub(crate) struct Weight {
 impl Weight {
     pub(crate) fn new(stored: Stored, rows: usize, cols: usize, dense_is_faster: bool) -> Weight {
         Weight { rows, cols, stored, keep_dense: false, dense_is_faster, dense: OnceCell::new() }
+    }
+
+    /// How the checkpoint quantises it; `None` for floats.
+    pub(crate) fn scheme(&self) -> Option<Scheme> {
+        match &self.stored {
+            Stored::Float(_) => None,
+            Stored::Packed(p) => Some(p.scheme),
+        }
     }
 
     /// Bytes of a float32 copy, 0 when the weight is float32 as it is.

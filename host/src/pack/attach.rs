@@ -26,6 +26,11 @@ impl Attachment {
         self.added.values().map(Added::nbytes).sum()
     }
 
+    /// What is added to each slice that changes, by position.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Added)> {
+        self.added.iter().map(|(i, a)| (*i, a))
+    }
+
     /// Positions of the slices that change.
     pub fn slices(&self) -> impl Iterator<Item = usize> + '_ {
         self.added.keys().copied()
@@ -53,7 +58,7 @@ pub fn prepare(model: &Model, packs: &[(&Pack, f32)]) -> Result<Attachment> {
                     format!("{name}: a DoRA pack cannot be weighted; use a weight of 1"),
                 ));
             }
-            [(_, a, weight)] => single(model, position, a, *weight)?,
+            [(pack, a, weight)] => single(model, position, pack, a, *weight)?,
             many => {
                 if let Some((pack, ..)) = many.iter().find(|(_, a, _)| a.magnitude.is_some()) {
                     let reason =
@@ -61,7 +66,7 @@ pub fn prepare(model: &Model, packs: &[(&Pack, f32)]) -> Result<Attachment> {
                     return Err(Error::fit(pack.name(), reason));
                 }
                 let what = "joining packs";
-                let a: Vec<Array> = many.iter().map(|(_, a, w)| scaled(a, *w)).collect::<Result<_>>()?;
+                let a: Vec<Array> = many.iter().map(|(p, a, w)| scaled(p, name, a, *w)).collect::<Result<_>>()?;
                 let b: Vec<Array> = many.iter().map(|(_, a, _)| a.b.array()).collect();
                 let a = mlx_rs::ops::concatenate(&a, 1).context(what)?;
                 let b = mlx_rs::ops::concatenate(&b, 0).context(what)?;
@@ -104,12 +109,28 @@ fn position(model: &Model, pack: &str, key: &str, a: &Adapter) -> Result<usize> 
 }
 
 /// A [rows, r] times `alpha / r` and a weight.
-fn scaled(a: &Adapter, weight: f32) -> Result<Array> {
-    Ok(a.a.array().multiply(Array::from_f32(a.scale() * weight)).context("scaling an adapter")?)
+fn scaled(pack: &Pack, slice: &str, adapter: &Adapter, weight: f32) -> Result<Array> {
+    let scale = adapter.scale() * weight;
+    let mut a = adapter.a.to_f32();
+    let mut most = 0f32;
+    for x in &mut a {
+        *x *= scale;
+        most = most.max(x.abs());
+    }
+    // A maximum passes over NaN, which only a scale that is not finite makes of finite numbers.
+    if !scale.is_finite() || !most.is_finite() {
+        let reason = format!(
+            "{slice}: alpha {} with a weight of {weight} makes numbers that are not finite; the pack is damaged, or the weight too large",
+            adapter.alpha
+        );
+        return Err(Error::fit(pack.name(), reason));
+    }
+    Ok(Array::from_slice(&a, &[adapter.a.rows as i32, adapter.a.cols as i32]))
 }
 
-fn single(model: &Model, position: usize, adapter: &Adapter, weight: f32) -> Result<Added> {
-    let factors = Factors { a: scaled(adapter, weight)?, b: adapter.b.array() };
+fn single(model: &Model, position: usize, pack: &Pack, adapter: &Adapter, weight: f32) -> Result<Added> {
+    let name = &model.slices()[position].name;
+    let factors = Factors { a: scaled(pack, name, adapter, weight)?, b: adapter.b.array() };
     let gain = match &adapter.magnitude {
         None => None,
         Some(m) => {
@@ -118,7 +139,14 @@ fn single(model: &Model, position: usize, adapter: &Adapter, weight: f32) -> Res
             let adapted = factors.a.matmul(&factors.b).and_then(|d| w.add(d)).context(what)?;
             let norm = adapted.square().and_then(|x| x.sum_axis(1, false)).and_then(|x| x.sqrt()).context(what)?;
             let m = Array::from_slice(m, &[m.len() as i32]);
-            Some(m.divide(norm).context(what)?)
+            let gain = m.divide(norm).context(what)?;
+            mlx::eval([&gain])?;
+            let gains = gain.try_as_slice::<f32>().map_err(|e| Error::Other(format!("a gain cannot be read: {e}")))?;
+            if let Some(row) = gains.iter().position(|g| !g.is_finite()) {
+                let reason = format!("{name}: row {row} of the adapted weight has the length 0, which DoRA divides by");
+                return Err(Error::fit(pack.name(), reason));
+            }
+            Some(gain)
         }
     };
     Ok(Added { factors, gain })

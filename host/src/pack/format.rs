@@ -135,7 +135,11 @@ impl Matrix {
 
     /// As float32.
     pub fn to_f32(&self) -> Vec<f32> {
-        self.data.iter().map(|x| x.to_f32()).collect()
+        use half::slice::HalfFloatSliceExt;
+        // In one go: the processor converts many at once.
+        let mut out = vec![0.0; self.data.len()];
+        self.data.convert_to_f32_slice(&mut out);
+        out
     }
 
     /// As an MLX array [rows, cols] float32.
@@ -348,7 +352,8 @@ pub fn read_meta(dir: &Path) -> Result<Meta> {
     serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("is no metadata of a pack: {e}")))
 }
 
-fn check_meta(meta: &Meta, path: &Path) -> Result<()> {
+/// The rules that metadata keep without a look at the tensors.
+pub(super) fn check_meta(meta: &Meta, path: &Path) -> Result<()> {
     let bad = |reason: String| Err(Error::file(path, reason));
     let upstream = meta.version == UPSTREAM_VERSION;
     if !upstream && meta.version != VERSION {

@@ -56,6 +56,9 @@ pub struct RunConfig {
     /// Evaluators; all are asked.
     #[serde(deserialize_with = "choices")]
     pub evaluator: Vec<Choice>,
+    /// Packs on the base; none where the list is empty, those active on the base where there is no list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packs: Option<Vec<crate::pack::Weighted>>,
     /// What plugins may do and use.
     pub plugins: Rules,
 }
@@ -173,6 +176,7 @@ impl Default for RunConfig {
             shadow: Vec::new(),
             fallback: Vec::new(),
             evaluator: Vec::new(),
+            packs: None,
             plugins: Rules::default(),
         }
     }
@@ -258,8 +262,13 @@ mod tests {
         let mut c = RunConfig { steps: 7, layers: vec!["*.q_proj".into()], ..RunConfig::default() };
         c.policy = vec![Choice::new("energy"), Choice::new("guardrail")];
         c.policy[0].options.insert("metric".into(), "plain".into());
-        let text = toml::to_string(&c).unwrap();
-        assert_eq!(toml::from_str::<RunConfig>(&text).unwrap(), c);
+        for packs in [None, Some(Vec::new()), Some(vec!["a:0.7".parse().unwrap(), "b".parse().unwrap()])] {
+            c.packs = packs;
+            let text = toml::to_string(&c).unwrap();
+            let again = toml::from_str::<RunConfig>(&text).unwrap();
+            assert_eq!(again, c);
+            assert_eq!(toml::to_string(&again).unwrap(), text);
+        }
         assert!(toml::from_str::<RunConfig>("stepz = 3").unwrap_err().to_string().contains("stepz"));
     }
 

@@ -53,6 +53,9 @@ pub struct RunRecord {
     pub base_id: String,
     /// SHA-256 over the checkpoint.
     pub base_sha256: String,
+    /// Packs on the base, from the first step to the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packs: Vec<crate::pack::Used>,
     /// The policies, in the order in which they decide.
     pub policies: Vec<PluginRecord>,
     /// Policies that are asked and not obeyed.

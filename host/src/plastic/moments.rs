@@ -124,10 +124,18 @@ impl Tap for Watch<'_> {
         let key = input_key(s);
         let mut grams = self.grams.borrow_mut();
         if !grams.iter().any(|(k, _)| *k == key) {
-            let seen = match (s.rows <= s.cols, self.model.bias(slice)) {
-                (true, Some(bias)) => y.subtract(bias).context("input moments")?,
-                (true, None) => y.clone(),
-                (false, _) => x.clone(),
+            let seen = match (s.rows <= s.cols, self.model.added(slice), self.model.bias(slice)) {
+                // What the base's weight makes of x, without what packs add.
+                (true, Some(_), _) => {
+                    let w = self.model.dense_weight(slice).map_err(|e| mlx::MlxError {
+                        what: "input moments".into(),
+                        exception: Exception::custom(e.to_string()),
+                    })?;
+                    x.matmul(w.transpose()?).context("input moments")?
+                }
+                (true, None, Some(bias)) => y.subtract(bias).context("input moments")?,
+                (true, None, None) => y.clone(),
+                (false, ..) => x.clone(),
             };
             grams.push((key, flat(&seen).and_then(|a| gram(&a)).context("input moments")?));
         }
@@ -176,7 +184,7 @@ impl Sums {
     }
 }
 
-/// Gathers the moments of all slices of a model that runs on its base weights.
+/// Gathers the moments of all slices of a model that runs on its base weights, with packs or without.
 ///
 /// # Errors
 /// When interrupted, when the model fails, or when a moment is not finite.
@@ -278,6 +286,11 @@ fn backward(
         for (&i, g) in ids.iter().zip(grads) {
             let s = &model.slices()[i];
             let g = flat(&g).context(what)?;
+            // The gradient at the base's own product, which a DoRA pack multiplies.
+            let g = match model.added(i).and_then(|a| a.gain.as_ref()) {
+                Some(gain) => g.multiply(gain).context(what)?,
+                None => g,
+            };
             let square = g.multiply(&g).and_then(|x| x.sum(None)).context(what)?;
             sums.output_squares[i] += spectral::to_vec(&square)?.iter().sum::<f64>();
             let seen = match s.rows <= s.cols {

@@ -1,7 +1,11 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
 mod ablate;
+mod apply;
 mod create;
+mod export;
+mod fused;
+mod import;
 mod inspect;
 mod ledger;
 mod list;
@@ -14,9 +18,10 @@ mod rerank;
 mod resume;
 mod smaller;
 mod training;
+pub mod using;
 mod verify;
 
-use super::{Global, locate, show, table, ui};
+use super::{Global, base, locate, show, table, ui};
 use crate::pack::Store;
 use clap::Subcommand;
 use std::path::PathBuf;
@@ -38,6 +43,12 @@ enum Verb {
     Create(Box<create::CreateArgs>),
     /// Go on with an unfinished training
     Resume(resume::ResumeArgs),
+    /// Check packs against a base, show what they change, and use them there
+    Apply(apply::ApplyArgs),
+    /// Write a pack in the adapter layout of mlx-lm or PEFT
+    Export(export::ExportArgs),
+    /// Make a pack of an adapter of mlx-lm or PEFT
+    Import(import::ImportArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
     /// Show a pack: metadata, and rank, size and spectrum of each update; as a picture with --svg
@@ -71,6 +82,9 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
+        Verb::Apply(a) => apply::run(a, &store, g),
+        Verb::Export(a) => export::run(a, &store, g),
+        Verb::Import(a) => import::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
         Verb::Inspect(a) => inspect::run(a, &store, g),
         Verb::Ledger(a) => ledger::run(a, &store, g),

@@ -1,0 +1,110 @@
+//! Safetensors files as packs and checkpoints are written: in a fixed order, the same bytes for the same tensors,
+//! each tensor from memory or copied from another file without a look at its numbers.
+//!
+//! Fails where a file cannot be read or written, or a tensor has not the bytes that its shape needs.
+
+use super::error::{Error, Result};
+use crate::atomic::FileError;
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Where the bytes of a tensor come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// From memory.
+    Bytes(Vec<u8>),
+    /// From a file: offset and length.
+    File(PathBuf, u64, u64),
+}
+
+impl Source {
+    fn len(&self) -> u64 {
+        match self {
+            Source::Bytes(b) => b.len() as u64,
+            Source::File(_, _, len) => *len,
+        }
+    }
+}
+
+/// A tensor to be written.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Name.
+    pub name: String,
+    /// Type as the format spells it, such as `F16`.
+    pub dtype: &'static str,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Bytes, little-endian.
+    pub source: Source,
+}
+
+impl Tensor {
+    /// A tensor of float32 numbers.
+    pub fn f32(name: impl Into<String>, shape: Vec<usize>, data: &[f32]) -> Tensor {
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Tensor { name: name.into(), dtype: "F32", shape, source: Source::Bytes(bytes) }
+    }
+
+    /// A tensor of float16 numbers.
+    pub fn f16(name: impl Into<String>, shape: Vec<usize>, data: &[half::f16]) -> Tensor {
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Tensor { name: name.into(), dtype: "F16", shape, source: Source::Bytes(bytes) }
+    }
+
+    /// Bytes of it.
+    pub fn nbytes(&self) -> u64 {
+        self.source.len()
+    }
+}
+
+/// The name of a type by its spelling in a header, to keep.
+pub fn dtype(name: &str) -> Option<&'static str> {
+    ["F32", "F16", "BF16", "U32", "U8", "I8", "I32", "I64", "F64", "U16", "I16", "U64", "BOOL", "F8_E4M3", "F8_E5M2"]
+        .into_iter()
+        .find(|known| *known == name)
+}
+
+/// Writes a file with these tensors, in this order, and texts beside them. The file is not synced; write it into
+/// a [`crate::atomic::Staged`] directory.
+///
+/// # Errors
+/// When a source cannot be read or the file not written.
+pub fn write(path: &Path, texts: &[(&str, String)], tensors: &[Tensor]) -> Result<()> {
+    let mut header = serde_json::Map::new();
+    if !texts.is_empty() {
+        let texts = texts.iter().map(|(k, v)| ((*k).to_owned(), v.clone().into())).collect::<serde_json::Map<_, _>>();
+        header.insert("__metadata__".into(), texts.into());
+    }
+    let mut at = 0;
+    for t in tensors {
+        let end = at + t.nbytes();
+        header.insert(
+            t.name.clone(),
+            serde_json::json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [at, end] }),
+        );
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(|e| Error::Other(e.to_string()))?;
+    // The data begin at a multiple of 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let doing = || FileError::at("writing", path);
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(doing())?);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(doing())?;
+    out.write_all(&header).map_err(doing())?;
+    for t in tensors {
+        match &t.source {
+            Source::Bytes(bytes) => out.write_all(bytes).map_err(doing())?,
+            Source::File(from, begin, len) => {
+                let mut file = crate::atomic::open_regular(from).map_err(FileError::at("reading", from))?;
+                file.seek(SeekFrom::Start(*begin)).map_err(FileError::at("reading", from))?;
+                let copied = std::io::copy(&mut file.take(*len), &mut out).map_err(doing())?;
+                if copied != *len {
+                    return Err(Error::tensor(from, &t.name, "is shorter than its header says; the file is damaged"));
+                }
+            }
+        }
+    }
+    Ok(out.flush().map_err(doing())?)
+}
