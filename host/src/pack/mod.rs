@@ -1,8 +1,11 @@
 //! Skill packs: small LoRA adapters that add a domain to a base.
 
 pub mod attach;
+pub mod compare;
 pub mod error;
 pub mod format;
+pub mod guard;
+pub mod judge;
 pub mod key;
 pub mod store;
 pub mod train;

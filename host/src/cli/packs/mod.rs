@@ -1,8 +1,11 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
 mod create;
+mod eval;
+mod judging;
 mod list;
 mod resume;
+mod subject;
 mod training;
 
 use super::{Global, locate, show, table, ui};
@@ -27,6 +30,8 @@ enum Verb {
     Create(Box<create::CreateArgs>),
     /// Go on with an unfinished training
     Resume(resume::ResumeArgs),
+    /// Compare a base with and without a pack: perplexity, speed, memory, guardrails
+    Eval(Box<eval::EvalArgs>),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
 }
@@ -40,6 +45,7 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
+        Verb::Eval(a) => eval::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
     }
 }
