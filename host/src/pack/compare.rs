@@ -190,10 +190,8 @@ struct Batch {
 
 impl Course<'_> {
     fn run(&mut self, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<bool> {
-        let empty = Side {
-            windows: vec![WindowLoss { nll: 0.0, tokens: 0 }; self.work.windows.len()],
-            ..Side::default()
-        };
+        let empty =
+            Side { windows: vec![WindowLoss { nll: 0.0, tokens: 0 }; self.work.windows.len()], ..Side::default() };
         self.sides = vec![empty; 1 + usize::from(self.packs.is_some())];
         let batches = batches(self.work);
         let rounds = batches.len().max(LEAST);
@@ -244,8 +242,7 @@ impl Course<'_> {
     /// Hidden states [N, D] and losses [N] of a batch.
     fn score(&self, batch: &Batch) -> Result<(Array, Vec<f32>)> {
         let rows = self.rows(batch);
-        let targets: Vec<i32> =
-            rows.iter().flat_map(|r| r.get(1..).unwrap_or_default()).map(|id| *id as i32).collect();
+        let targets: Vec<i32> = rows.iter().flat_map(|r| r.get(1..).unwrap_or_default()).map(|id| *id as i32).collect();
         // Ids out of the vocabulary are found here.
         let states = self.model.states(&rows)?;
         let vocabulary = self.model.config().vocab_size as i32;
@@ -316,7 +313,8 @@ impl Course<'_> {
                 match &first {
                     None => first = Some(logits),
                     Some(base) => {
-                        let far = logits.subtract(base).and_then(|d| d.abs()).and_then(|d| d.max(None)).context(what)?;
+                        let far =
+                            logits.subtract(base).and_then(|d| d.abs()).and_then(|d| d.max(None)).context(what)?;
                         self.max_logit_diff = self.max_logit_diff.max(number(&far)?);
                     }
                 }
@@ -402,7 +400,8 @@ pub fn first_token_ms(model: &Model, prompts: &[&[u32]]) -> Result<f64> {
         let to = length.min(from + PREFILL);
         let ids: Vec<i32> =
             prompts.iter().flat_map(|p| p.get(from..to).unwrap_or_default()).map(|id| *id as i32).collect();
-        let h = model.hidden(&Array::from_slice(&ids, &[prompts.len() as i32, (to - from) as i32]), Some(&mut cache))?;
+        let h =
+            model.hidden(&Array::from_slice(&ids, &[prompts.len() as i32, (to - from) as i32]), Some(&mut cache))?;
         if to < length {
             cache.eval()?;
         }

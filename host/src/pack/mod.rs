@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod compare;
+pub mod domains;
 pub mod error;
 pub mod format;
 pub mod guard;
@@ -9,6 +10,7 @@ pub mod judge;
 pub mod key;
 pub mod store;
 pub mod train;
+pub mod thinking;
 
 pub use error::{Error, Result};
 pub use format::{Adapter, Matrix, Meta, Pack, Profile};

@@ -230,7 +230,7 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
         (_, Some(text)) if bare_csv => say!("{}", text.trim_end()),
         _ => report(&document, &windows, g),
     }
-    Ok(conclude(&broken, &judged, g.json || bare_csv))
+    Ok(conclude(&broken, &judged, g.json, bare_csv))
 }
 
 fn usable(args: &EvalArgs, g: &Global) -> bool {

@@ -94,28 +94,33 @@ pub struct Judged {
     pub opinions: Vec<Opinion>,
 }
 
-/// Prints broken guardrails and rejections; answers the exit code.
-pub fn conclude(breaches: &[Breach], judged: &[Judged], silent: bool) -> ExitCode {
-    if !silent {
-        for j in judged {
-            let case = if j.case.is_empty() { String::new() } else { format!("{}: ", j.case) };
-            for o in &j.opinions {
-                say!("evaluator   {case}{} says {}: {}", o.evaluator, word(o.verdict.decision), o.verdict.reason);
-            }
-            say!("verdict     {case}{}: {}", word(j.verdict.decision), j.verdict.reason);
+/// Prints broken guardrails and rejections, on standard error where standard output is taken; answers the exit code.
+pub fn conclude(breaches: &[Breach], judged: &[Judged], silent: bool, taken: bool) -> ExitCode {
+    let mut lines = Vec::new();
+    for j in judged {
+        let case = if j.case.is_empty() { String::new() } else { format!("{}: ", j.case) };
+        for o in &j.opinions {
+            lines.push(format!(
+                "evaluator   {case}{}: {}: {}",
+                o.evaluator,
+                word(o.verdict.decision),
+                o.verdict.reason
+            ));
         }
-        if !breaches.is_empty() {
-            let mut rows = table::plain(&["guardrail broken", "case", "limit", "measured", ""], &[2, 3]);
-            for b in breaches {
-                rows.add_row([
-                    b.guardrail.to_owned(),
-                    b.case.clone(),
-                    format!("{:.2}", b.limit),
-                    format!("{:.2}", b.measured),
-                    b.unit.to_owned(),
-                ]);
-            }
-            say!("{rows}");
+        lines.push(format!("verdict     {case}{}: {}", word(j.verdict.decision), j.verdict.reason));
+    }
+    if !breaches.is_empty() {
+        let mut rows = table::plain(&["guardrail broken", "case", "limit", "measured", ""], &[2, 3]);
+        for b in breaches {
+            let (limit, measured) = (format!("{:.2}", b.limit), format!("{:.2}", b.measured));
+            rows.add_row([b.guardrail.to_owned(), b.case.clone(), limit, measured, b.unit.to_owned()]);
+        }
+        lines.push(rows.to_string());
+    }
+    for line in lines.iter().filter(|_| !silent) {
+        match taken {
+            true => note!("{line}"),
+            false => say!("{line}"),
         }
     }
     let rejected = judged.iter().any(|j| j.verdict.decision == Decision::Reject);

@@ -2,6 +2,7 @@
 
 mod create;
 mod eval;
+mod eval_batch;
 mod judging;
 mod list;
 mod resume;
@@ -32,6 +33,8 @@ enum Verb {
     Resume(resume::ResumeArgs),
     /// Compare a base with and without a pack: perplexity, speed, memory, guardrails
     Eval(Box<eval::EvalArgs>),
+    /// Compare a base with and without a pack across domains and batch sizes
+    EvalBatch(Box<eval_batch::EvalBatchArgs>),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
 }
@@ -46,6 +49,7 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
         Verb::Eval(a) => eval::run(a, &store, g),
+        Verb::EvalBatch(a) => eval_batch::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
     }
 }

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn csv_quotes_what_needs_it() {
-        let rows = [serde_json::json!({"a": "x, \"y\"", "b": 1.5, "c": null}), serde_json::json!({"a": "z", "b": 2, "c": 3})];
+        let rows =
+            [serde_json::json!({"a": "x, \"y\"", "b": 1.5, "c": null}), serde_json::json!({"a": "z", "b": 2, "c": 3})];
         assert_eq!(csv(&rows).unwrap(), "a,b,c\n\"x, \"\"y\"\"\",1.5,\nz,2,3\n");
     }
 
