@@ -9,8 +9,8 @@ pub mod guard;
 pub mod judge;
 pub mod key;
 pub mod store;
-pub mod train;
 pub mod thinking;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use format::{Adapter, Matrix, Meta, Pack, Profile};
