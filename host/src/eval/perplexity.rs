@@ -12,7 +12,7 @@ use crate::model::{Error, Model, Result};
 use std::time::Instant;
 
 /// Loss of one window.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct WindowLoss {
     /// Sum over the tokens that count, nats.
     pub nll: f64,

@@ -1,11 +1,13 @@
 //! `plastic-host packs …`: one file a verb; parsing and printing only.
 
+mod bakeoff;
 mod create;
 mod eval;
 mod eval_batch;
 mod judging;
 mod list;
 mod resume;
+mod route;
 mod subject;
 mod training;
 
@@ -35,6 +37,10 @@ enum Verb {
     Eval(Box<eval::EvalArgs>),
     /// Compare a base with and without a pack across domains and batch sizes
     EvalBatch(Box<eval_batch::EvalBatchArgs>),
+    /// Answer requests, each with the pack of its domain awake
+    Route(route::RouteArgs),
+    /// Compare ways to train a pack: arms by seeds, equal budgets, held-out text
+    Bakeoff(bakeoff::BakeoffArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
 }
@@ -50,6 +56,8 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Resume(a) => resume::run(a, &store, g),
         Verb::Eval(a) => eval::run(a, &store, g),
         Verb::EvalBatch(a) => eval_batch::run(a, &store, g),
+        Verb::Route(a) => route::run(a, &store, g),
+        Verb::Bakeoff(a) => bakeoff::run(a, g),
         Verb::List(a) => list::run(a, &store, g),
     }
 }
