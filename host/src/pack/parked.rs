@@ -97,9 +97,13 @@ impl Parking {
         Ok(from)
     }
 
-    /// Keeps to the budget; the pack used last is dropped only where it does not fit alone.
+    /// Keeps to the budget: the pack used last goes at once where it does not fit alone, or else the one that was not
+    /// used longest.
     fn make_room(&mut self) {
         let Some(budget) = self.budget else { return };
+        if self.parked.pop_if(|last| last.bytes > budget).is_some() {
+            self.evictions += 1;
+        }
         while self.bytes() > budget && !self.parked.is_empty() {
             self.parked.remove(0);
             self.evictions += 1;
