@@ -196,7 +196,7 @@ fn a_bake_off_goes_on_where_it_stopped() {
     let spec = |data: &str, broken: &str| {
         let arm = |name: &str, create: &str| format!("[[arm]]\nname = \"{name}\"\ncreate = {{ {create} }}\n");
         format!(
-            "name = \"tiny\"\nbase = \"{}\"\ndata = \"{data}\"\neval = \"{eval}\"\nseeds = [1, 2]\nsequence_length = 32\nnum_samples = 4\n[create]\nsteps = 1\nbatch_size = 1\nsequence_length = 16\nrank = 2\nvalid_windows = 1\n{}{}",
+            "name = \"tiny\"\nbase = \"{}\"\ndata = \"{data}\"\neval = \"{eval}\"\nseeds = [1, 2]\nsequence_length = 32\nnum_samples = 4\n[create]\nsteps = 1\nbatch_size = 2\nsequence_length = 32\nrank = 2\nvalid_windows = 1\n{}{}",
             base(),
             arm("query", "layers = \"blocks.0.attn.q_proj\""),
             arm("output", &format!("layers = \"blocks.0.attn.o_proj\"{broken}"))
