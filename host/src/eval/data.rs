@@ -121,6 +121,19 @@ pub fn fingerprint(windows: &[Window]) -> String {
 }
 
 impl Dataset {
+    /// What the rows say, with the line each stands on.
+    pub fn texts(&self) -> Vec<(usize, String)> {
+        let text = |row: &Row| match row {
+            Row::Text(text) => text.clone(),
+            Row::Answer { prompt, completion } => format!("{prompt} {completion}"),
+            Row::Messages(turns) => {
+                let content = |turn: &Value| turn.get("content").and_then(Value::as_str).unwrap_or_default().to_owned();
+                turns.iter().map(content).collect::<Vec<_>>().join(" ")
+            }
+        };
+        self.rows.iter().map(|(line, row)| (*line, text(row))).collect()
+    }
+
     /// Full windows of `window` tokens, documents apart, every token counting.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::model::{Error, Model, Result};
 use std::time::Instant;
 
 /// Loss of one window.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct WindowLoss {
     /// Sum over the tokens that count, nats.
     pub nll: f64,
@@ -96,7 +96,8 @@ pub fn measure(
     }))
 }
 
-fn sum(nll: &[f32], mask: Option<&[bool]>) -> WindowLoss {
+/// Losses of the tokens of one window, where the mask lets them count.
+pub fn sum(nll: &[f32], mask: Option<&[bool]>) -> WindowLoss {
     let counted = nll.iter().enumerate().filter(|(i, _)| mask.is_none_or(|m| m.get(*i) == Some(&true)));
     let (nll, tokens) = counted.fold((0.0, 0), |(s, n), (_, x)| (s + f64::from(*x), n + 1));
     WindowLoss { nll, tokens }

@@ -31,9 +31,20 @@ impl Attachment {
         self.added.iter().map(|(i, a)| (*i, a))
     }
 
+    /// What is added to the slice at a position.
+    pub fn added(&self, position: usize) -> Option<&Added> {
+        self.added.get(&position)
+    }
+
     /// Positions of the slices that change.
     pub fn slices(&self) -> impl Iterator<Item = usize> + '_ {
         self.added.keys().copied()
+    }
+}
+
+impl FromIterator<(usize, Added)> for Attachment {
+    fn from_iter<T: IntoIterator<Item = (usize, Added)>>(added: T) -> Attachment {
+        Attachment { added: added.into_iter().collect() }
     }
 }
 

@@ -12,7 +12,7 @@ use super::journal::{
     Event, Fate, Footprint, History, Journal, JournalError, PluginRecord, Role, ShadowRecord, StepRecord, SwapRecord,
     Times, WakeRecord,
 };
-use super::measure::{HostMeasure, ScoreBook, Subject};
+use super::measure::{HostMeasure, ScoreBook, States, Subject};
 use super::moments::Moments;
 use super::panel::{self, Opinion};
 use super::plan::{self, Resolved};
@@ -642,10 +642,9 @@ impl Runner {
     ) -> std::result::Result<(Verdict, Vec<Opinion>), Fault> {
         self.book.begin();
         let mut tell = |done: u64, total: u64| watcher.progress(Stage::Evaluate, done, total, "");
+        let mut states = States { elastic: &mut self.parts.elastic, current, candidate };
         let mut measure = HostMeasure {
-            elastic: &mut self.parts.elastic,
-            current,
-            candidate,
+            subjects: &mut states,
             tokenizer: &self.parts.tokenizer,
             windows: &self.parts.windows,
             examples: &self.parts.examples,

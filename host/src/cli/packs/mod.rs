@@ -2,11 +2,15 @@
 
 mod ablate;
 mod apply;
+mod bakeoff;
 mod create;
+mod eval;
+mod eval_batch;
 mod export;
 mod fused;
 mod import;
 mod inspect;
+mod judging;
 mod ledger;
 mod list;
 mod merge;
@@ -16,7 +20,9 @@ mod remove;
 mod rename;
 mod rerank;
 mod resume;
+mod route;
 mod smaller;
+mod subject;
 mod training;
 pub mod using;
 mod verify;
@@ -49,6 +55,14 @@ enum Verb {
     Export(export::ExportArgs),
     /// Make a pack of an adapter of mlx-lm or PEFT
     Import(import::ImportArgs),
+    /// Compare a base with and without a pack: perplexity, speed, memory, guardrails
+    Eval(Box<eval::EvalArgs>),
+    /// Compare a base with and without a pack across domains and batch sizes
+    EvalBatch(Box<eval_batch::EvalBatchArgs>),
+    /// Answer requests, each with the pack of its domain awake
+    Route(route::RouteArgs),
+    /// Compare ways to train a pack: arms by seeds, equal budgets, held-out text
+    Bakeoff(bakeoff::BakeoffArgs),
     /// List the packs: size, ranks, base, age
     List(list::ListArgs),
     /// Show a pack: metadata, and rank, size and spectrum of each update; as a picture with --svg
@@ -85,6 +99,10 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Apply(a) => apply::run(a, &store, g),
         Verb::Export(a) => export::run(a, &store, g),
         Verb::Import(a) => import::run(a, &store, g),
+        Verb::Eval(a) => eval::run(a, &store, g),
+        Verb::EvalBatch(a) => eval_batch::run(a, &store, g),
+        Verb::Route(a) => route::run(a, &store, g),
+        Verb::Bakeoff(a) => bakeoff::run(a, g),
         Verb::List(a) => list::run(a, &store, g),
         Verb::Inspect(a) => inspect::run(a, &store, g),
         Verb::Ledger(a) => ledger::run(a, &store, g),

@@ -23,7 +23,7 @@ impl HostMeasure<'_> {
         let (all, mut done) = (missing.len() as u64, 0);
         self.go_on(done, all)?;
         let width =
-            4 * self.elastic.model().config().hidden_size * self.windows.iter().map(Vec::len).max().unwrap_or(1);
+            4 * self.subjects.model().config().hidden_size * self.windows.iter().map(Vec::len).max().unwrap_or(1);
         for part in missing.chunks((STATE_BYTES / width.max(1)).max(self.batch).max(1)) {
             let batches = self.batches(part);
             let states = self.with(reference, |m| m.states_of(reference, &batches, (done, all)))?;
@@ -59,7 +59,7 @@ impl HostMeasure<'_> {
             self.go_on(at.0, at.1)?;
             let begun = Instant::now();
             let windows: Vec<&[u32]> = batch.iter().filter_map(|i| self.windows.get(*i)).map(Vec::as_slice).collect();
-            let states = self.elastic.model().states(&windows).map_err(|e| e.to_string())?;
+            let states = self.subjects.model().states(&windows).map_err(|e| e.to_string())?;
             mlx::eval([&states]).map_err(|e| e.to_string())?;
             self.book.seconds += begun.elapsed().as_secs_f64();
             if subject == Subject::Base && !is_finite(&states)? {
@@ -73,7 +73,7 @@ impl HostMeasure<'_> {
     fn compare(&mut self, reference: &Array, of: &Array, at: (u64, u64)) -> Result<Vec<f32>, String> {
         let begun = Instant::now();
         let progress = &mut self.progress;
-        let compared = self.elastic.model().divergence(reference, of, &mut || progress(at.0, at.1));
+        let compared = self.subjects.model().divergence(reference, of, &mut || progress(at.0, at.1));
         self.book.seconds += begun.elapsed().as_secs_f64();
         compared.map_err(|e| e.to_string())?.ok_or_else(|| "interrupted".into())
     }

@@ -17,7 +17,7 @@ pub use book::{ScoreBook, Subject};
 use super::elastic::{Elastic, Snapshot};
 use crate::mlx;
 use crate::model::generate::NOT_FINITE;
-use crate::model::{GenerateOptions, Tokenizer, generate};
+use crate::model::{GenerateOptions, Model, Tokenizer, generate};
 use crate::plugin::Measure;
 use crate::plugin::contract::{Example, Metric};
 use std::time::Instant;
@@ -29,14 +29,48 @@ const MAX_SEQUENCE: usize = 8192;
 /// Tokens of one generated text.
 const MAX_GENERATED: u32 = 4096;
 
-/// [`Measure`] over an elastic model that runs the candidate.
-pub struct HostMeasure<'a> {
+/// A model and the states of it that are measured.
+pub trait Subjects {
+    /// The model in the state it is in.
+    fn model(&self) -> &Model;
+    /// Brings it into a subject's state, which cannot fail.
+    fn enter(&mut self, subject: Subject);
+    /// Parameters awake in that state.
+    fn parameters(&self) -> u64;
+}
+
+/// The states of an elastic model.
+pub struct States<'a> {
     /// The model, in the candidate's state.
     pub elastic: &'a mut Elastic,
     /// The last committed state.
     pub current: &'a Snapshot,
     /// The state under judgement.
     pub candidate: &'a Snapshot,
+}
+
+impl Subjects for States<'_> {
+    fn model(&self) -> &Model {
+        self.elastic.model()
+    }
+
+    fn enter(&mut self, subject: Subject) {
+        match subject {
+            Subject::Base => self.elastic.wake_all(),
+            Subject::Current => self.elastic.restore(self.current),
+            Subject::Candidate => self.elastic.restore(self.candidate),
+        }
+    }
+
+    fn parameters(&self) -> u64 {
+        self.elastic.parameters()
+    }
+}
+
+/// [`Measure`] over a model that runs the candidate.
+pub struct HostMeasure<'a> {
+    /// The model, in the candidate's state.
+    pub subjects: &'a mut dyn Subjects,
     /// Text to ids and back.
     pub tokenizer: &'a Tokenizer,
     /// Evaluation text.
@@ -57,11 +91,7 @@ impl HostMeasure<'_> {
     /// Runs `f` with the model in a subject's state, and remembers the memory it took.
     fn with<T>(&mut self, subject: Subject, f: impl FnOnce(&mut Self) -> T) -> T {
         if self.running != subject {
-            match subject {
-                Subject::Base => self.elastic.wake_all(),
-                Subject::Current => self.elastic.restore(self.current),
-                Subject::Candidate => self.elastic.restore(self.candidate),
-            }
+            self.subjects.enter(subject);
             self.running = subject;
         }
         mlx::memory::reset_peak();
@@ -74,7 +104,7 @@ impl HostMeasure<'_> {
     /// The float32 copies a subject works with: the model's work, though not at the speed it is judged by.
     fn warm(&mut self) -> Result<(), String> {
         let begun = Instant::now();
-        let warmed = self.elastic.model().warm().map_err(|e| e.to_string());
+        let warmed = self.subjects.model().warm().map_err(|e| e.to_string());
         self.book.seconds += begun.elapsed().as_secs_f64();
         warmed
     }
@@ -111,12 +141,12 @@ impl HostMeasure<'_> {
     /// Most tokens of one sequence: a layer's activations must fit in memory.
     fn longest(&self) -> usize {
         let windows = self.windows.iter().map(Vec::len).max().unwrap_or(0);
-        windows.max(MAX_SEQUENCE.min(self.elastic.model().config().max_position_embeddings.unwrap_or(MAX_SEQUENCE)))
+        windows.max(MAX_SEQUENCE.min(self.subjects.model().config().max_position_embeddings.unwrap_or(MAX_SEQUENCE)))
     }
 
     fn score_now(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
         let begun = Instant::now();
-        let nll = self.elastic.model().score(sequences).map_err(|e| e.to_string())?;
+        let nll = self.subjects.model().score(sequences).map_err(|e| e.to_string())?;
         self.book.seconds += begun.elapsed().as_secs_f64();
         Ok(nll.into_iter().map(|w| w.into_iter().map(|l| -l).collect()).collect())
     }
@@ -195,7 +225,7 @@ impl Measure for HostMeasure<'_> {
             let how =
                 GenerateOptions { max_tokens: max_tokens.min(MAX_GENERATED) as usize, ..GenerateOptions::default() };
             let progress = &mut m.progress;
-            let text = generate(m.elastic.model(), m.tokenizer, &ids, &how, &mut |_| progress(0, 0));
+            let text = generate(m.subjects.model(), m.tokenizer, &ids, &how, &mut |_| progress(0, 0));
             m.book.seconds += begun.elapsed().as_secs_f64();
             text.map(|g| g.text).map_err(|e| e.to_string())
         })
@@ -217,7 +247,7 @@ impl Measure for HostMeasure<'_> {
         let (parameters, resident) = self.with(subject, |m| {
             // As it is at work, whatever it was asked before.
             m.warm()?;
-            Ok::<_, String>((m.elastic.parameters(), m.elastic.model().resident().total()))
+            Ok::<_, String>((m.subjects.parameters(), m.subjects.model().resident().total()))
         })?;
         let scores = self.book.of(subject);
         let (speed, peak) = (scores.tokens_per_second(), scores.peak);
@@ -251,7 +281,7 @@ impl Measure for HostMeasure<'_> {
 impl Drop for HostMeasure<'_> {
     fn drop(&mut self) {
         if self.running != Subject::Candidate {
-            self.elastic.restore(self.candidate);
+            self.subjects.enter(Subject::Candidate);
         }
     }
 }

@@ -1,0 +1,193 @@
+//! What `eval`, `eval-batch` and `route` have in common: base and packs opened and checked, outputs checked before
+//! the work begins, rows as CSV.
+
+use crate::cli::{Global, base};
+use crate::mlx;
+use crate::model::{LoadOptions, Model, Tokenizer};
+use crate::pack::attach::{self, Attachment};
+use crate::pack::{Pack, Store, Weighted};
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A base and packs ready to be put on it.
+pub struct Opened {
+    /// Id of the base.
+    pub id: String,
+    /// The model, without packs.
+    pub model: Model,
+    /// Its tokeniser.
+    pub tokenizer: Tokenizer,
+    /// Milliseconds that loading the base took.
+    pub base_ms: f64,
+    /// The packs, where any were named.
+    pub packs: Option<Packs>,
+}
+
+/// Packs that fit a base.
+pub struct Packs {
+    /// As they were named.
+    pub label: String,
+    /// Bytes of their tensors.
+    pub bytes: u64,
+    /// Milliseconds from the file to the model.
+    pub ms: f64,
+    /// What they add.
+    pub attachment: Attachment,
+}
+
+/// Opens base and packs. The packs are read first: that is cheap, and a name is easily mistyped.
+///
+/// # Errors
+/// When one is missing or damaged, or a pack was made for another base.
+pub fn open(spec: &Option<String>, packs: &[Weighted], store: &Store, g: &Global) -> anyhow::Result<Opened> {
+    let begun = Instant::now();
+    let read: Vec<Pack> = packs.iter().map(|w| store.read(&w.pack)).collect::<Result<_, _>>()?;
+    let reading = begun.elapsed();
+    mlx::device::init()?;
+    let base = base::open(spec, g)?;
+    for pack in &read {
+        attach::check_base(pack, &base.dir)?;
+    }
+    let tokenizer = Tokenizer::load(&base.dir)?;
+    let begun = Instant::now();
+    let mut model = Model::load(&base.dir, &LoadOptions::default())?;
+    let base_ms = ms(begun);
+    let packs = match read.is_empty() {
+        true => None,
+        false => {
+            let begun = Instant::now();
+            let weighted: Vec<(&Pack, f32)> = read.iter().zip(packs.iter().map(|w| w.weight)).collect();
+            let attachment = attach::prepare(&model, &weighted)?;
+            attach::attach(&mut model, &attachment);
+            attach::detach(&mut model);
+            Some(Packs {
+                label: label(packs),
+                bytes: read.iter().map(Pack::nbytes).sum(),
+                ms: reading.as_secs_f64() * 1e3 + ms(begun),
+                attachment,
+            })
+        }
+    };
+    Ok(Opened { id: base.id, model, tokenizer, base_ms, packs })
+}
+
+fn ms(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+/// Packs as a command line names them.
+pub fn label(packs: &[Weighted]) -> String {
+    let one = |w: &Weighted| match w.weight == 1.0 {
+        true => w.pack.clone(),
+        false => format!("{}:{}", w.pack, w.weight),
+    };
+    packs.iter().map(one).collect::<Vec<_>>().join(" + ")
+}
+
+/// That a file can be written, before hours of work go into it: its directory is made, and tried.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_output(option: &str, path: &Path) -> anyhow::Result<()> {
+    if path.is_dir() {
+        bail!("{option} {}: is a directory; name a file", path.display());
+    }
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(dir).with_context(|| format!("{option} {}: making its directory", path.display()))?;
+    tempfile::Builder::new()
+        .prefix(".plastic-")
+        .tempfile_in(dir)
+        .with_context(|| format!("{option} {}: its directory cannot be written", path.display()))?;
+    Ok(())
+}
+
+/// Text for a data option that names no local file.
+///
+/// # Errors
+/// When the file is not there; hub names are recognised.
+pub fn data_file(option: &str, named: Option<&Path>, default: &str) -> anyhow::Result<PathBuf> {
+    if let Some(path) = named
+        && !path.exists()
+        && path.extension().is_none()
+        && path.is_relative()
+        && path.components().count() == 2
+    {
+        bail!(
+            "{option} {}: is no file here, and data sets are not fetched from a hub; name a local .jsonl or .txt file (without {option} it is {default})",
+            path.display()
+        );
+    }
+    crate::cli::locate::text(named.unwrap_or("".as_ref()), default, option)
+}
+
+/// Rows as CSV, with the names of their fields above them.
+///
+/// # Errors
+/// When a row is no object.
+pub fn csv<T: serde::Serialize>(rows: &[T]) -> anyhow::Result<String> {
+    let mut out = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        let serde_json::Value::Object(fields) = serde_json::to_value(row)? else { bail!("a row of CSV has names") };
+        if i == 0 {
+            out.push_str(&fields.keys().map(|k| quoted(k)).collect::<Vec<_>>().join(","));
+            out.push('\n');
+        }
+        let cell = |v: &serde_json::Value| match v {
+            serde_json::Value::Null => String::new(),
+            serde_json::Value::String(s) => quoted(s),
+            other => other.to_string(),
+        };
+        out.push_str(&fields.values().map(cell).collect::<Vec<_>>().join(","));
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+fn quoted(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let rows =
+            [serde_json::json!({"a": "x, \"y\"", "b": 1.5, "c": null}), serde_json::json!({"a": "z", "b": 2, "c": 3})];
+        assert_eq!(csv(&rows).unwrap(), "a,b,c\n\"x, \"\"y\"\"\",1.5,\nz,2,3\n");
+    }
+
+    #[test]
+    fn outputs_are_checked_before_the_work() {
+        let dir = tempfile::tempdir().unwrap();
+        check_output("--out", &dir.path().join("new/deep/x.json")).unwrap();
+        assert!(dir.path().join("new/deep").is_dir());
+        assert!(check_output("--out", dir.path()).unwrap_err().to_string().contains("is a directory"));
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let below = check_output("--csv", &dir.path().join("file/x.csv")).unwrap_err().to_string();
+        assert!(below.starts_with("--csv") && below.contains("making its directory"), "{below}");
+    }
+
+    #[test]
+    fn names_of_a_hub_are_told_from_files() {
+        let hub = data_file("--data-path", Some(Path::new("roneneldan/TinyStories")), "data/eval.jsonl").unwrap_err();
+        assert!(hub.to_string().contains("not fetched from a hub"), "{hub}");
+        let missing = data_file("--data", Some(Path::new("nowhere/x.jsonl")), "data/eval.jsonl").unwrap_err();
+        assert!(missing.to_string().contains("no such file"), "{missing}");
+    }
+
+    #[test]
+    fn packs_are_named_as_on_the_command_line() {
+        let packs: Vec<Weighted> = ["a:0.5", "b"].iter().map(|t| t.parse().unwrap()).collect();
+        assert_eq!(label(&packs), "a:0.5 + b");
+    }
+}
