@@ -41,7 +41,7 @@ fn packs(dir: &Scratch, args: &[&str]) -> Ran {
 }
 
 fn eval(dir: &Scratch, args: &[&str]) -> Ran {
-    let small = ["eval", "--base", &base(), "--sequence-length", "32", "--num-samples", "6", "--batch-size", "3"];
+    let small = ["eval", "--base", &base(), "--sequence-length", "40", "--num-samples", "6", "--batch-size", "3"];
     packs(dir, &[&small[..], args].concat())
 }
 
