@@ -139,6 +139,11 @@ impl Model {
         Ok(w)
     }
 
+    /// Prepares the slices for being differentiated.
+    pub fn for_training(&mut self) {
+        self.blocks.iter_mut().flat_map(|b| &mut b.linears).for_each(|l| l.weight.for_training());
+    }
+
     /// Dequantises every quantised slice and rounds it to float16, in memory only.
     ///
     /// # Errors

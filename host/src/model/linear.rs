@@ -74,12 +74,14 @@ pub(crate) struct Weight {
     pub(crate) keep_dense: bool,
     /// Whether this device multiplies a quantised weight faster from a float32 copy.
     dense_is_faster: bool,
+    /// Up to so many rows of x the quantised weight is multiplied all the same.
+    few_rows: usize,
     dense: OnceCell<Array>,
 }
 
 impl Weight {
     pub(crate) fn new(stored: Stored, rows: usize, cols: usize, dense_is_faster: bool) -> Weight {
-        Weight { rows, cols, stored, keep_dense: false, dense_is_faster, dense: OnceCell::new() }
+        Weight { rows, cols, stored, keep_dense: false, dense_is_faster, few_rows: FEW_ROWS, dense: OnceCell::new() }
     }
 
     /// How the checkpoint quantises it; `None` for floats.
@@ -129,6 +131,12 @@ impl Weight {
         }
     }
 
+    /// Multiplies a float32 copy for any number of rows, where that is faster at all: the way back through a
+    /// quantised product is slow on a CPU.
+    pub(crate) fn for_training(&mut self) {
+        self.few_rows = 0;
+    }
+
     /// Rounds a quantised weight to float16 and forgets the quantised one.
     pub(crate) fn round_to_float16(&mut self) -> mlx::Result<()> {
         if let Stored::Packed(p) = &self.stored {
@@ -144,7 +152,7 @@ impl Weight {
     pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
         let rows = x.size() / self.cols.max(1);
         match &self.stored {
-            Stored::Packed(p) if rows <= FEW_ROWS || !self.dense_is_faster => p.matmul(x),
+            Stored::Packed(p) if rows <= self.few_rows || !self.dense_is_faster => p.matmul(x),
             _ => x.matmul(self.dense()?.transpose()?).context("projection"),
         }
     }

@@ -104,6 +104,7 @@ export_policy!(DynamicRank, name: "dynamic-rank");
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use plastic_plugin::testing::{Model, Session};
 
@@ -124,8 +125,8 @@ mod tests {
             plan.set_rank(slice, 4, "");
         }
         model.apply(&plan);
-        let mut session = Session::<DynamicRank>::new(model, "{}").expect("starts");
-        let plan = session.decide().expect("decides");
+        let mut session = Session::<DynamicRank>::new(model, "{}").unwrap();
+        let plan = session.decide().unwrap();
         session.commit(&plan);
         let ranks: Vec<u32> = session.model().states.iter().map(|s| s.awake).collect();
         assert_eq!(ranks, [8, 2, 4]);

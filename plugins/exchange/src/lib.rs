@@ -189,6 +189,7 @@ export_policy!(Exchange, name: "exchange");
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use plastic_plugin::Attribute;
     use plastic_plugin::testing::{Model, Session};
@@ -205,7 +206,7 @@ mod tests {
         m.apply(&plan);
         let int = |name: &str, n| Attribute { name: name.into(), value: Value::Int(n) };
         m.attributes = vec![int("rank-budget", budget), int("update", update), int("updates", 100)];
-        Session::<Exchange>::new(m, options).expect("starts").decide().expect("decides")
+        Session::<Exchange>::new(m, options).unwrap().decide().unwrap()
     }
 
     fn changes(plan: &Plan) -> Vec<(u32, plastic_plugin::Change)> {

@@ -313,9 +313,9 @@ pub(super) mod tests {
         };
         bank.live.a = draw(&[5, 6], 1);
         for (i, m) in bank.memory.iter_mut().enumerate() {
-            m.first = draw(&m.first.shape().to_vec(), 2 + i as u64);
+            m.first = draw(m.first.shape(), 2 + i as u64);
             if m.second.ndim() == 2 {
-                m.second = draw(&m.second.shape().to_vec(), 5 + i as u64);
+                m.second = draw(m.second.shape(), 5 + i as u64);
             }
         }
         bank

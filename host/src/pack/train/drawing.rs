@@ -23,7 +23,7 @@ impl History {
             v.get("awake")?.as_array()?.iter().map(|a| Some(a.as_array()?.len() as u32)).collect()
         };
         let names = opening.get("slices")?.as_array()?;
-        let slices = names.iter().map(|n| Some(super::super::key::of_slice(n.as_str()?)?)).collect::<Option<_>>()?;
+        let slices = names.iter().map(|n| super::super::key::of_slice(n.as_str()?)).collect::<Option<_>>()?;
         let most = opening.get("most")?.as_array()?.iter().map(|m| Some(m.as_u64()? as u32)).collect::<Option<_>>()?;
         let mut columns = vec![(0, String::new(), ranks(&opening)?)];
         for d in lines {
