@@ -7,7 +7,7 @@ use crate::cli::run::set_options;
 use crate::eval::data::Loss;
 use crate::pack::train::auto::{Auto, Strategy};
 use crate::pack::train::options::{Method, Options, RankOptions, Rule, Schedule};
-use crate::pack::{Profile, Store, key};
+use crate::pack::{Profile, Store, ranks};
 use crate::plastic::config::Choice;
 use crate::plugin::Rules;
 use anyhow::bail;
@@ -277,15 +277,19 @@ fn alpha_rule(text: &str) -> Result<Rule<f32>, String> {
 /// When the options, the base or the text are wrong, or the training fails.
 pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let mut layers: Vec<String> = a.layers.iter().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
-    let mut ranks = a.rank_map.clone();
+    let mut rules = a.rank_map.clone();
     let map = match (&a.rank_map_json, &a.rank_map_from_pack) {
-        (Some(path), _) => Some(rank_map(path)?),
-        (_, Some(pack)) => Some(store.read(pack)?.meta.rank_map.into_iter().collect()),
+        (Some(path), _) => Some(ranks::read(path)?),
+        (_, Some(pack)) => Some(store.read(pack)?.meta.rank_map),
         _ => None,
     };
-    if let Some(map) = map {
-        layers = map.iter().map(|(k, _)| k.clone()).collect();
-        ranks = map.into_iter().map(|(slices, value)| Rule { slices, value }).collect();
+    if let Some(mut map) = map {
+        map.retain(|_, rank| *rank > 0);
+        if map.is_empty() {
+            bail!("the map of ranks has no adapter of rank 1 or more");
+        }
+        layers = map.keys().cloned().collect();
+        rules = map.into_iter().map(|(slices, value)| Rule { slices, value }).collect();
     }
     let data = locate::text(&a.data, "", "--data")?;
     let valid = a.valid_data.as_ref().map(|v| locate::text(v, "", "--valid-data")).transpose()?;
@@ -297,7 +301,7 @@ pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode
         valid_share: a.valid_share,
         layers,
         rank: if a.dynamic_rank { a.dynamic_initial_rank } else { a.rank.unwrap_or(8) },
-        ranks,
+        ranks: rules,
         auto: a.rank_strategy.map(|strategy| Auto { strategy, share: a.target_compression }),
         min_rank: a.min_rank,
         alpha: a.alpha,
@@ -372,30 +376,4 @@ fn ranks_by(a: &CreateArgs) -> anyhow::Result<Option<RankOptions>> {
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(std::path::absolute(path)?)
-}
-
-/// A JSON object of adapter keys and ranks.
-fn rank_map(path: &Path) -> anyhow::Result<Vec<(String, u32)>> {
-    let at = |e: &dyn std::fmt::Display| anyhow::anyhow!("{}: {e}", path.display());
-    let bytes = crate::atomic::read_bounded(path, 16 << 20).map_err(|e| at(&e))?;
-    let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| at(&e))?;
-    // A bare map, or one that another command wrote with what belongs to it.
-    let map = json.get("rank_map").unwrap_or(&json).as_object();
-    let map = map.ok_or_else(|| at(&"expected a JSON object of adapter keys and ranks"))?;
-    let mut out = Vec::new();
-    for (name, rank) in map {
-        let rank = rank.as_u64().and_then(|r| u32::try_from(r).ok());
-        match rank {
-            Some(0) if key::to_slice(name).is_some() => {}
-            Some(rank) if key::to_slice(name).is_some() => out.push((name.clone(), rank)),
-            Some(_) => {
-                bail!("{}: {name} is no adapter key; expected keys such as blocks.0.attn.q_proj", path.display())
-            }
-            None => bail!("{}: the rank of {name} is not a whole number, 0 or more", path.display()),
-        }
-    }
-    if out.is_empty() {
-        bail!("{}: names no adapter of rank 1 or more", path.display());
-    }
-    Ok(out)
 }

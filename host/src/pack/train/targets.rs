@@ -142,4 +142,23 @@ mod tests {
         assert_eq!(default_rank("v_proj", 16, 2560, 1024, Profile::Heavy), 8);
         assert_eq!(default_rank("k_proj", 3, 64, 64, Profile::Lite), 3, "no groups, no rounding");
     }
+
+    /// Cases of the Python program for k and v at ranks of its own.
+    #[test]
+    #[allow(clippy::unwrap_used, reason = "tests")]
+    fn grouped_ranks_are_those_of_the_python_program() {
+        let golden = super::super::super::golden_tests::golden();
+        let number = |c: &serde_json::Value, name: &str| c[name].as_u64().unwrap() as usize;
+        let mut seen = 0;
+        for c in golden["default_rank"]["cases"].as_array().unwrap() {
+            let (kind, rank) = (c["kind"].as_str().unwrap(), number(c, "base_rank") as u32);
+            let (hidden, kv) = (number(c, "hidden_size"), number(c, "kv_hidden"));
+            if matches!(kind, "k" | "v") && rank <= 8 && kv < hidden {
+                let ours = default_rank(&format!("{kind}_proj"), rank, hidden, kv, Profile::Lite);
+                assert_eq!(ours as usize, number(c, "rank"), "{c}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 8, "{seen}");
+    }
 }
