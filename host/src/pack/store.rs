@@ -216,21 +216,24 @@ impl Store {
     pub fn rename(&self, from: &str, to: &str) -> Result<()> {
         self.there(from)?;
         check_name(to)?;
+        if from == to {
+            return Err(Error::Name(format!("pack {from}: is called so already")));
+        }
         let _locks = (self.lock(from)?, self.lock(to)?);
         self.free(to, false)?;
         let dir = self.dir(from)?;
         let mut meta = read_meta(&dir)?;
         meta.pack_name = to.to_owned();
         let text = serde_json::to_vec_pretty(&meta).map_err(|e| Error::Other(e.to_string()))?;
-        // The directory is moved first: a crash in between leaves a pack whose name `verify` corrects.
+        // The directory is moved first: a crash in between leaves a pack that says so and can be renamed again.
         let new = self.dir(to)?;
         std::fs::rename(&dir, &new).map_err(FileError::at("renaming", &dir))?;
         crate::atomic::write_file(&new.join(META), &text)?;
-        let mut active = self.all_active()?;
-        for w in active.values_mut().flatten().filter(|w| w.pack == from) {
-            w.pack = to.to_owned();
-        }
-        self.set_all_active(&active)
+        self.change_active(|all| {
+            for w in all.values_mut().flatten().filter(|w| w.pack == from) {
+                w.pack = to.to_owned();
+            }
+        })
     }
 
     /// Packs in use, by hash of the base.
@@ -261,12 +264,10 @@ impl Store {
     /// # Errors
     /// When the record cannot be read or written.
     pub fn set_active(&self, base_hash: &str, packs: Vec<Weighted>) -> Result<()> {
-        let mut all = self.all_active()?;
-        match packs.is_empty() {
+        self.change_active(|all| match packs.is_empty() {
             true => drop(all.remove(base_hash)),
             false => drop(all.insert(base_hash.to_owned(), packs)),
-        }
-        self.set_all_active(&all)
+        })
     }
 
     /// Takes a pack, or with `None` every pack, out of use on all bases; answers the names.
@@ -274,32 +275,39 @@ impl Store {
     /// # Errors
     /// As [`Store::set_active`].
     pub fn deactivate(&self, name: Option<&str>) -> Result<Vec<String>> {
-        let mut all = self.all_active()?;
         let mut gone = Vec::new();
-        for packs in all.values_mut() {
-            packs.retain(|w| {
-                let goes = name.is_none_or(|n| n == w.pack);
-                if goes {
-                    gone.push(w.pack.clone());
-                }
-                !goes
-            });
-        }
-        all.retain(|_, packs| !packs.is_empty());
-        if !gone.is_empty() {
-            self.set_all_active(&all)?;
-        }
+        self.change_active(|all| {
+            for packs in all.values_mut() {
+                packs.retain(|w| {
+                    let goes = name.is_none_or(|n| n == w.pack);
+                    if goes {
+                        gone.push(w.pack.clone());
+                    }
+                    !goes
+                });
+            }
+            all.retain(|_, packs| !packs.is_empty());
+        })?;
         gone.sort();
         gone.dedup();
         Ok(gone)
     }
 
-    fn set_all_active(&self, all: &BTreeMap<String, Vec<Weighted>>) -> Result<()> {
+    /// Reads, changes and writes the record of packs in use, one process at a time.
+    fn change_active(&self, change: impl FnOnce(&mut BTreeMap<String, Vec<Weighted>>)) -> Result<()> {
         let path = self.root.join(ACTIVE);
-        if all.is_empty() && !path.exists() {
+        if !self.root.is_dir() {
             return Ok(());
         }
-        let text = serde_json::to_vec_pretty(all).map_err(|e| Error::Other(e.to_string()))?;
+        let _lock =
+            Lock::of_directory(&path, || tracing::info!("waiting for another process that changes packs in use"))?;
+        let before = self.all_active()?;
+        let mut all = before.clone();
+        change(&mut all);
+        if all == before {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::Other(e.to_string()))?;
         Ok(crate::atomic::write_file(&path, &text)?)
     }
 }
