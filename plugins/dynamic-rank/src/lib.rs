@@ -69,30 +69,43 @@ impl RankPolicy for DynamicRank {
         };
         let mut slices: Vec<(f64, SliceView)> =
             seen.slices().filter(|s| !s.is_frozen()).map(|s| (signal(s), s)).collect();
+        if let Some((x, s)) = slices.iter().find(|(x, _)| !x.is_finite()) {
+            return Err(format!("{}: its signal is {x}", s.name()));
+        }
         let strongest = slices.iter().map(|(x, _)| *x).fold(0.0, f64::max);
         let mut plan = Plan::new();
         if strongest <= 0.0 {
             return Ok(plan);
         }
-        let budget = match attribute(&seen.attributes, "rank-budget") {
-            Some(Value::Int(n)) => *n,
-            _ => i64::MAX,
+        // A budget in components, or else in parameters.
+        let (ranks, parameters) = match attribute(&seen.attributes, "rank-budget") {
+            Some(Value::Int(n)) => (*n, u64::MAX),
+            _ => (i64::MAX, seen.run().budget.max(seen.awake)),
+        };
+        let cost = |s: SliceView, rank: usize| match rank == s.max_rank() {
+            true => s.dense_parameters(),
+            false => s.parameters(rank),
         };
         let mut awake: i64 = seen.slices().map(|s| s.awake() as i64).sum();
+        let mut used = seen.awake;
         slices.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.id().cmp(&b.1.id())));
         // The weak first, so that the strong find room.
         for (x, s) in slices.iter().rev().filter(|(x, _)| *x <= prune * strongest) {
             let rank = down(s.awake(), min_rank as usize);
-            if rank < s.awake() {
+            let after = cost(*s, rank);
+            if rank < s.awake() && after <= s.state().parameters {
                 awake -= (s.awake() - rank) as i64;
+                used = used - s.state().parameters + after;
                 plan.set_rank(*s, rank, format!("{:.1} % of the strongest signal", 100.0 * x / strongest));
             }
         }
         for (x, s) in slices.iter().filter(|(x, _)| *x >= grow * strongest) {
             let rank = up(s.awake(), s.max_rank());
             let more = rank.saturating_sub(s.awake()) as i64;
-            if more > 0 && awake + more <= budget {
+            let after = (used - s.state().parameters.min(used)).saturating_add(cost(*s, rank));
+            if more > 0 && awake + more <= ranks && after <= parameters {
                 awake += more;
+                used = after;
                 plan.set_rank(*s, rank, format!("{:.1} % of the strongest signal", 100.0 * x / strongest));
             }
         }

@@ -17,6 +17,8 @@
 use plastic_plugin::Value;
 use plastic_plugin::prelude::*;
 use plastic_plugin::records::attribute;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 
 plastic_plugin::options! {
     /// Options of the exchange policy.
@@ -62,6 +64,9 @@ impl Place<'_> {
         if worth.len() != slice.max_rank() {
             return Err(format!("{}: the host sent no {WORTH}", slice.name()));
         }
+        if let Some(bad) = worth.iter().find(|w| !w.is_finite() || **w < 0.0) {
+            return Err(format!("{}: its {WORTH} holds {bad}", slice.name()));
+        }
         let mut awake: Vec<(f64, usize)> = worth
             .iter()
             .enumerate()
@@ -70,6 +75,18 @@ impl Place<'_> {
             .collect();
         awake.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         Ok(Place { slice, awake, sleeps: Vec::new(), wakes: 0 })
+    }
+
+    fn rank(&self) -> usize {
+        self.awake.len() + self.wakes
+    }
+
+    fn parameters(&self) -> u64 {
+        match self.rank() {
+            _ if self.sleeps.is_empty() && self.wakes == 0 => self.slice.state().parameters,
+            rank if rank == self.slice.max_rank() => self.slice.dense_parameters(),
+            rank => self.slice.parameters(rank),
+        }
     }
 
     /// What its weakest awake component matters, where one may sleep.
@@ -81,7 +98,7 @@ impl Place<'_> {
 
     /// What its next component promises, where there is one.
     fn promise(&self) -> Option<f64> {
-        let rank = self.awake.len() + self.wakes;
+        let rank = self.rank();
         let may = self.sleeps.is_empty() && rank < self.slice.max_rank() && !self.slice.is_frozen();
         let least = self.awake.last().map_or(0.0, |(w, _)| *w);
         may.then(|| least * self.awake.len() as f64 / (rank + 1) as f64)
@@ -103,42 +120,47 @@ impl RankPolicy for Exchange {
     }
 
     fn decide(&mut self, seen: &Observation) -> Result<Plan, String> {
-        let mut places = seen.slices().map(Place::of).collect::<Result<Vec<_>, _>>()?;
-        let min_rank = self.options.min_rank as usize;
+        let places = seen.slices().map(Place::of).collect::<Result<Vec<_>, _>>()?;
         let count = |name: &str| match attribute(&seen.attributes, name) {
-            Some(Value::Int(n)) if *n >= 0 => Ok(*n as usize),
-            _ => Err(format!("the host does not say the {name}; this policy is for packs in training")),
+            Some(Value::Int(n)) if *n >= 0 => Some(*n as usize),
+            _ => None,
         };
-        let (budget, update, updates) = (count("rank-budget")?, count("update")?, count("updates")?);
-        let awake: usize = places.iter().map(|p| p.awake.len()).sum();
-        // First the budget, whatever it takes.
-        for _ in budget..awake {
-            if !sleep_weakest(&mut places, min_rank, f64::INFINITY) {
+        // A budget in components, or else in parameters.
+        let (ranks, parameters) = match count("rank-budget") {
+            Some(ranks) => (ranks, u64::MAX),
+            None => (usize::MAX, seen.run().budget),
+        };
+        let mut table = Table::new(places, self.options.min_rank as usize, ranks, parameters);
+        while table.is_over() && table.sleep_weakest(f64::INFINITY).is_some() {}
+        while let Some((at, _)) = table.wake_best() {
+            if table.is_over() {
+                // What does not fit goes back; the next best may be smaller, but never is by much.
+                table.take_back(at);
                 break;
             }
         }
-        for _ in awake..budget {
-            if wake_best(&mut places).is_none() {
-                break;
-            }
-        }
+        let update = count("update").unwrap_or(seen.step as usize);
+        let updates = count("updates").unwrap_or(seen.run().steps as usize);
         let along = update as f64 / (self.options.until * updates as f64).max(1.0);
-        let moves = (self.options.share * (1.0 - along).max(0.0) * awake as f64).floor() as usize;
+        let moves = (self.options.share * (1.0 - along).max(0.0) * table.rank as f64).floor() as usize;
         let mut moved = 0;
-        while moved < moves && exchange(&mut places, min_rank, self.options.gain) {
+        while moved < moves && table.exchange(self.options.gain) {
             moved += 1;
         }
+        let (places, total) = (table.places, table.total);
         let mut plan = Plan::new();
+        // Factors of nearly full rank may be larger than the slice they stand for.
+        if total > parameters.max(seen.awake) {
+            plan.stop("no exchange fits into the budget");
+            return Ok(plan);
+        }
         for p in &places {
             if !p.sleeps.is_empty() {
                 let n = p.sleeps.len();
                 plan.sleep_these(p.slice, p.sleeps.iter().copied(), format!("{n} of the least that matters"));
             } else if p.wakes > 0 {
-                plan.wake(
-                    p.slice,
-                    p.wakes,
-                    format!("its weakest still matters {:.2e}", p.awake.last().map_or(0.0, |w| w.0)),
-                );
+                let weakest = p.awake.last().map_or(0.0, |w| w.0);
+                plan.wake(p.slice, p.wakes, format!("its weakest still matters {weakest:.2e}"));
             }
         }
         if along >= 1.0 && plan.actions.is_empty() {
@@ -148,41 +170,128 @@ impl RankPolicy for Exchange {
     }
 }
 
-/// The best promise of all slices and its place.
-fn best(places: &[Place]) -> Option<(f64, usize)> {
-    let promises = places.iter().enumerate().filter_map(|(i, p)| Some((p.promise()?, i)));
-    promises.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))
+/// All slices while a plan is made, the weakest component and the best promise of each at hand.
+struct Table<'a> {
+    places: Vec<Place<'a>>,
+    min_rank: usize,
+    ranks: usize,
+    parameters: u64,
+    /// Components awake in all slices.
+    rank: usize,
+    /// Parameters awake in all slices.
+    total: u64,
+    /// Weakest components and best promises by slice; entries that no longer hold are passed over.
+    weakest: BinaryHeap<(Reverse<Worth>, Reverse<usize>)>,
+    promises: BinaryHeap<(Worth, Reverse<usize>)>,
 }
 
-fn wake_best(places: &mut [Place]) -> Option<f64> {
-    let (promise, at) = best(places)?;
-    places[at].wakes += 1;
-    Some(promise)
+/// A finite number with an order.
+#[derive(Clone, Copy, PartialEq)]
+struct Worth(f64);
+
+impl Eq for Worth {}
+
+impl PartialOrd for Worth {
+    fn partial_cmp(&self, other: &Worth) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
-/// Puts the weakest component of all to sleep, if it matters less than `below`.
-fn sleep_weakest(places: &mut [Place], min_rank: usize, below: f64) -> bool {
-    let weakest = places.iter().enumerate().filter_map(|(i, p)| Some((p.weakest(min_rank)?, i)));
-    let Some((worth, at)) = weakest.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else { return false };
-    if worth >= below {
-        return false;
+impl Ord for Worth {
+    fn cmp(&self, other: &Worth) -> Ordering {
+        self.0.total_cmp(&other.0)
     }
-    if let Some((_, number)) = places[at].awake.pop() {
-        places[at].sleeps.push(number);
-    }
-    true
 }
 
-/// One component sleeps, another wakes elsewhere, where that promises enough.
-fn exchange(places: &mut [Place], min_rank: usize, gain: f64) -> bool {
-    let Some((promise, at)) = best(places) else { return false };
-    // What wakes must not be what sleeps.
-    places[at].wakes += 1;
-    let done = sleep_weakest(places, min_rank, promise / gain);
-    if !done {
-        places[at].wakes -= 1;
+impl<'a> Table<'a> {
+    fn new(places: Vec<Place<'a>>, min_rank: usize, ranks: usize, parameters: u64) -> Table<'a> {
+        let rank = places.iter().map(Place::rank).sum();
+        let total = places.iter().map(Place::parameters).fold(0, u64::saturating_add);
+        let (weakest, promises) = (BinaryHeap::new(), BinaryHeap::new());
+        let mut table = Table { places, min_rank, ranks, parameters, rank, total, weakest, promises };
+        (0..table.places.len()).for_each(|at| table.note(at));
+        table
     }
-    done
+
+    fn is_over(&self) -> bool {
+        self.rank > self.ranks || self.total > self.parameters
+    }
+
+    /// Puts what a slice has to offer on the heaps.
+    fn note(&mut self, at: usize) {
+        if let Some(w) = self.places[at].weakest(self.min_rank) {
+            self.weakest.push((Reverse(Worth(w)), Reverse(at)));
+        }
+        if let Some(p) = self.places[at].promise() {
+            self.promises.push((Worth(p), Reverse(at)));
+        }
+    }
+
+    /// Changes a slice and keeps the sums.
+    fn change(&mut self, at: usize, how: impl FnOnce(&mut Place<'a>)) {
+        let (rank, parameters) = (self.places[at].rank(), self.places[at].parameters());
+        how(&mut self.places[at]);
+        self.rank = self.rank - rank + self.places[at].rank();
+        self.total = (self.total - parameters).saturating_add(self.places[at].parameters());
+        self.note(at);
+    }
+
+    /// Puts the weakest component of all to sleep, if it matters less than `below`: its slice and number.
+    fn sleep_weakest(&mut self, below: f64) -> Option<(usize, (f64, usize))> {
+        while let Some((Reverse(Worth(w)), Reverse(at))) = self.weakest.peek().copied() {
+            if self.places[at].weakest(self.min_rank) != Some(w) {
+                self.weakest.pop();
+                continue;
+            }
+            if w >= below {
+                return None;
+            }
+            let last = self.places[at].awake.last().copied()?;
+            self.change(at, |p| {
+                p.awake.pop();
+                p.sleeps.push(last.1);
+            });
+            return Some((at, last));
+        }
+        None
+    }
+
+    /// Wakes the best promise of all: its slice, and what it promised.
+    fn wake_best(&mut self) -> Option<(usize, f64)> {
+        while let Some((Worth(p), Reverse(at))) = self.promises.pop() {
+            if self.places[at].promise() == Some(p) {
+                self.change(at, |p| p.wakes += 1);
+                return Some((at, p));
+            }
+        }
+        None
+    }
+
+    /// The last waking of a slice did not happen.
+    fn take_back(&mut self, at: usize) {
+        self.change(at, |p| p.wakes -= 1);
+    }
+
+    /// One component sleeps, another wakes elsewhere, where that promises enough and fits.
+    fn exchange(&mut self, gain: f64) -> bool {
+        // What wakes first cannot be what sleeps.
+        let Some((at, promise)) = self.wake_best() else { return false };
+        match self.sleep_weakest(promise / gain) {
+            Some(_) if !self.is_over() => true,
+            Some((from, last)) => {
+                self.change(from, |p| {
+                    p.sleeps.pop();
+                    p.awake.push(last);
+                });
+                self.take_back(at);
+                false
+            }
+            None => {
+                self.take_back(at);
+                false
+            }
+        }
+    }
 }
 
 export_policy!(Exchange, name: "exchange");

@@ -178,7 +178,7 @@ impl Governor {
             steps: steps.saturating_sub(options.warmup) / options.interval + 1,
             parameters: slices.iter().map(|s| s.dense_parameters).sum(),
             budget: parameters,
-            attributes: vec![number("rank-budget", i64::from(budget)), number("updates", i64::from(steps))],
+            attributes: attributes(options, budget, steps),
         };
         policies.start(&run, &slices).map_err(|f| Error::Other(f.to_string()))?;
         let n = slices.len();
@@ -462,13 +462,14 @@ impl Governor {
             metrics,
             last: self.kept.last.clone(),
             proposed: None,
-            attributes: vec![
-                number("update", i64::from(facts.step)),
-                number("updates", i64::from(facts.steps)),
-                number("rank-budget", i64::from(self.budget)),
-                number("awake-rank", banks.iter().map(|b| b.rank() as i64).sum()),
-                Attribute { name: "learning-rate".into(), value: Value::Num(facts.rate) },
-            ],
+            attributes: attributes(&self.options, self.budget, facts.steps)
+                .into_iter()
+                .chain([
+                    number("update", i64::from(facts.step)),
+                    number("awake-rank", banks.iter().map(|b| b.rank() as i64).sum()),
+                    Attribute { name: "learning-rate".into(), value: Value::Num(facts.rate) },
+                ])
+                .collect(),
         }
     }
 
@@ -518,6 +519,12 @@ fn places(bank: &Bank, order: &[u32]) -> Awake {
     }
     let awake = |(_, n): &(u32, &u32)| bank.awake.binary_search(n).is_ok();
     Awake::from_components((0u32..).zip(order).filter(awake).map(|(place, _)| place).collect())
+}
+
+/// What does not change: the budget in components, where that is the one that counts, and the updates in all.
+fn attributes(options: &RankOptions, budget: u32, steps: u32) -> Vec<Attribute> {
+    let budget = options.share.is_none().then(|| number("rank-budget", i64::from(budget)));
+    budget.into_iter().chain([number("updates", i64::from(steps))]).collect()
 }
 
 fn number(name: &str, value: i64) -> Attribute {
