@@ -2,43 +2,12 @@
 //! files sound and damaged, and a hub that drops, lies and refuses.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "hub_support.rs"]
+mod hub_support;
+
+use hub_support::{COMMIT, Hub, Mood, Seen, done, host, json_of, sha256};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, Mutex};
-
-/// The program, without what the user's environment says of hubs and caches.
-fn host(cache: Option<&Path>) -> Command {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/plastic-host");
-    assert!(program.is_file(), "{} is missing: run `make build`", program.display());
-    let mut c = Command::new(program);
-    let named = ["HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_TOKEN", "RUST_LOG"];
-    for name in named {
-        c.env_remove(name);
-    }
-    c.env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1").env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
-    if let Some(dir) = cache {
-        c.env("PLASTIC_CACHE", dir).env("HF_HUB_CACHE", dir.join("hub"));
-    }
-    c
-}
-
-/// Exit code, standard output, standard error.
-fn done(c: &mut Command) -> (i32, String, String) {
-    let out = c.output().unwrap();
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
-}
-
-fn json_of(c: &mut Command) -> Value {
-    let (code, out, err) = done(c.arg("--json"));
-    assert_eq!(code, 0, "{err}");
-    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
-}
 
 /// Names in a directory that are not hidden (locks are).
 fn visible(dir: &Path) -> Vec<String> {
@@ -240,137 +209,6 @@ fn a_damaged_gguf_file_leaves_nothing() {
 }
 
 // ---- the hub ----
-
-/// What a hub does wrong.
-#[derive(Clone, Default)]
-struct Mood {
-    /// Answers everything with this status.
-    status: Option<u16>,
-    /// Ends the first transfer of the weights after so many bytes.
-    drop_after: Option<usize>,
-    /// Sends other weights than announced.
-    lie: bool,
-    /// One more file name in the list.
-    extra_name: Option<&'static str>,
-    /// Sends the weights from another server.
-    elsewhere: Option<String>,
-}
-
-/// One request: method and path, the range asked for, and the credentials.
-#[derive(Clone, Debug, PartialEq)]
-struct Seen {
-    line: String,
-    range: Option<String>,
-    token: Option<String>,
-}
-
-struct Hub {
-    address: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    files: Arc<HashMap<&'static str, Vec<u8>>>,
-}
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-impl Hub {
-    fn start(mood: Mood) -> Hub {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tiny/llama_q4g32");
-        let read = |n: &str| std::fs::read(golden.join(n)).unwrap();
-        let tokenizer =
-            json!({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}});
-        let files = Arc::new(HashMap::from([
-            ("config.json", read("config.json")),
-            ("model.safetensors", read("model.safetensors")),
-            ("tokenizer.json", tokenizer.to_string().into_bytes()),
-            ("README.md", b"not needed".to_vec()),
-        ]));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (log, held) = (seen.clone(), files.clone());
-        std::thread::spawn(move || {
-            let mut mood = mood;
-            for stream in listener.incoming().flatten() {
-                // A client that goes away is no concern of the hub's.
-                let _ = answer(stream, &mut mood, &log, &held);
-            }
-        });
-        Hub { address, seen, files }
-    }
-
-    fn fetch(&self, cache: &Path) -> Command {
-        let mut c = host(Some(cache));
-        c.env("HF_ENDPOINT", &self.address).args(["model", "fetch", "org/tiny"]);
-        c
-    }
-
-    fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn answer(
-    mut stream: TcpStream,
-    mood: &mut Mood,
-    log: &Mutex<Vec<Seen>>,
-    files: &HashMap<&'static str, Vec<u8>>,
-) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
-    let first = lines.next().transpose()?.unwrap_or_default();
-    let headers: Vec<String> = lines.map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
-    let header = |name: &str| {
-        headers
-            .iter()
-            .find_map(|h| h.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|p| p.1.to_owned()))
-    };
-    let line = first.trim_end_matches(" HTTP/1.1").to_owned();
-    let range = header("range");
-    log.lock().unwrap().push(Seen { line: line.clone(), range: range.clone(), token: header("authorization") });
-    let (method, path) = line.split_once(' ').unwrap_or_default();
-    let mut send = |status: u16, more: &str, length: usize, body: &[u8]| {
-        write!(stream, "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n{more}\r\n")?;
-        stream.write_all(if method == "HEAD" { &[] } else { body })
-    };
-    if let Some(status) = mood.status {
-        return send(status, "", 0, &[]);
-    }
-    if path.starts_with("/api/models/org/tiny/revision/main") {
-        let names = files.keys().copied().chain(mood.extra_name);
-        let list: Vec<Value> = names.map(|n| json!({"rfilename": n, "size": files.get(n).map(Vec::len)})).collect();
-        let body = json!({"sha": COMMIT, "siblings": list}).to_string();
-        return send(200, "", body.len(), body.as_bytes());
-    }
-    let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")).unwrap_or_default();
-    let Some(content) = files.get(name) else { return send(404, "", 0, &[]) };
-    // As on the real hub: SHA-256 names large files, 40 digits small ones.
-    let hash = sha256(content);
-    let weights = name == "model.safetensors";
-    let etag = if weights { &hash[..] } else { &hash[..40] };
-    let mut more = format!("ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n");
-    if let Some(other) = mood.elsewhere.as_ref().filter(|_| weights) {
-        more +=
-            &format!("X-Linked-Etag: \"{hash}\"\r\nX-Linked-Size: {}\r\nLocation: {other}{path}\r\n", content.len());
-        return send(302, &more, 0, &[]);
-    }
-    let from = range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    let start = from.unwrap_or(0).min(content.len());
-    let mut body = content[start..].to_vec();
-    let length = body.len();
-    if weights && method == "GET" {
-        if mood.lie {
-            body[length / 2] ^= 1;
-        }
-        body.truncate(mood.drop_after.take().unwrap_or(length));
-    }
-    if from.is_some() {
-        more += &format!("Content-Range: bytes {start}-{}/{}\r\n", content.len() - 1, content.len());
-    }
-    send(if from.is_some() { 206 } else { 200 }, &more, length, &body)
-}
 
 /// The snapshot of a complete fetch, equal to what the hub has.
 fn whole(hub: &Hub, fetched: &Value) -> PathBuf {

@@ -1,6 +1,7 @@
 //! `plastic-host eval`: perplexity on a text.
 
 use super::interrupt::Interrupt;
+use super::locate::Purpose;
 use super::subject::{Origin, Subject, SubjectArgs};
 use super::{Global, locate, show, ui};
 use crate::eval::data::{self, Cutting, Loss};
@@ -91,7 +92,8 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(2));
     }
     // The text first: it is cheap to read and likely to be wrong.
-    let path = locate::text(args.data.as_deref().unwrap_or("".as_ref()), "data/eval.jsonl", "--data")?;
+    let path =
+        locate::text(args.data.as_deref().unwrap_or("".as_ref()), "data/eval.jsonl", "--data", Purpose::Judge, g)?;
     let dataset = data::load(&path)?;
     let interrupt = Interrupt::listen()?;
     mlx::device::init()?;

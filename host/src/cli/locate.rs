@@ -1,8 +1,13 @@
 //! Where plugins and sample texts are found when they are named by a bare name or not at all.
 
+use super::base::Progress;
+use super::{Global, show};
+pub use crate::model::hub::dataset::Purpose;
+use crate::model::hub::dataset::{self, TextSpec};
 use crate::plugin::catalog::{Carrier, Catalog};
 use crate::plugin::contract::Info;
 use crate::plugin::{Artifact, Fault, Kind, Loader};
+use anyhow::Context;
 use etcetera::BaseStrategy;
 use std::path::{Path, PathBuf};
 
@@ -103,15 +108,32 @@ pub fn describe(artifact: &Artifact, loader: &Loader) -> Result<Info, Fault> {
     })
 }
 
-/// A text by path, or the shipped default.
+/// A text by path, from a data set of the hub (`org/name[@revision][:file]`), or the shipped default.
 ///
 /// # Errors
-/// When there is no such file.
-pub fn text(named: &Path, default: &str, option: &str) -> anyhow::Result<PathBuf> {
-    match named.as_os_str().is_empty() {
-        false if named.is_file() => Ok(named.to_owned()),
-        false => anyhow::bail!("{}: no such file; name a .jsonl or .txt file with {option}", named.display()),
-        true => shipped(default)
-            .ok_or_else(|| anyhow::anyhow!("{default} is not here; name a .jsonl or .txt file with {option}")),
+/// When there is no such file, or the hub's cannot be had.
+pub fn text(named: &Path, default: &str, option: &str, purpose: Purpose, g: &Global) -> anyhow::Result<PathBuf> {
+    if named.as_os_str().is_empty() {
+        return shipped(default)
+            .ok_or_else(|| anyhow::anyhow!("{default} is not here; name a .jsonl or .txt file with {option}"));
     }
+    if named.is_file() {
+        return Ok(named.to_owned());
+    }
+    match named.to_str().and_then(TextSpec::parse).filter(|_| !named.exists()) {
+        Some(spec) => of_the_hub(&spec, option, purpose, g),
+        None => anyhow::bail!("{}: no such file; name a .jsonl or .txt file with {option}", named.display()),
+    }
+}
+
+/// A text of the hub, with a note on what was taken.
+fn of_the_hub(spec: &TextSpec, option: &str, purpose: Purpose, g: &Global) -> anyhow::Result<PathBuf> {
+    let text = dataset::resolve(spec, purpose, &mut Progress::new(g))
+        .with_context(|| format!("{option} {spec}: no such file here, so it is a data set of the hub"))?;
+    if !g.quiet && !g.json && (text.fetched || spec.file.is_none()) {
+        let size = show::megabytes(text.bytes);
+        let other = if spec.file.is_some() { "" } else { "; :FILE behind the name takes another one" };
+        note!("note: {option} {}: {} ({size}){other}", spec.repo, text.file);
+    }
+    Ok(text.path)
 }

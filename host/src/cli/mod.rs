@@ -48,6 +48,9 @@ pub struct Global {
     /// No progress, no notes; errors and results only
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Use what is on this machine and fetch nothing; HF_HUB_OFFLINE=1 does the same
+    #[arg(long, global = true)]
+    pub offline: bool,
     /// More detail on standard error (-v, -vv); RUST_LOG overrides
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -97,6 +100,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     ui::init(&cli.global);
     let g = &cli.global;
+    if g.offline {
+        crate::model::hub::switch_off();
+    }
     let result = match &cli.verb {
         None => run::run(&cli.run, g),
         Some(Verb::Run(a)) => run::run(a, g),

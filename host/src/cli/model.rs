@@ -70,11 +70,8 @@ struct FetchArgs {
     /// Branch, tag or commit of a repository
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// Use what is on this machine; fail where that is not enough
-    #[arg(long, conflicts_with = "force")]
-    offline: bool,
     /// Fetch again what is there already
-    #[arg(long)]
+    #[arg(long, conflicts_with = "offline")]
     force: bool,
 }
 
@@ -103,9 +100,6 @@ struct InspectArgs {
     /// Directory, GGUF file, id or Hugging Face repository
     #[arg(value_name = "SPEC", default_value = DEFAULT_BASE)]
     spec: String,
-    /// Use what is on this machine; fail where that is not enough
-    #[arg(long)]
-    offline: bool,
 }
 
 /// Runs the verb.
@@ -130,7 +124,7 @@ fn fetch(a: &FetchArgs, g: &Global) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    let options = Options { offline: a.offline, refresh: true, force: a.force };
+    let options = Options { offline: g.offline, refresh: true, force: a.force };
     let base = registry::resolve_with(&spec, options, &mut Bars::new(g))?;
     report(&base, g);
     Ok(ExitCode::SUCCESS)
@@ -158,7 +152,7 @@ fn report(base: &registry::Base, g: &Global) {
 }
 
 fn inspect(a: &InspectArgs, g: &Global) -> anyhow::Result<ExitCode> {
-    let options = Options { offline: a.offline, ..Options::default() };
+    let options = Options { offline: g.offline, ..Options::default() };
     let base = registry::resolve_with(&a.spec, options, &mut Bars::new(g))?;
     let found = inspect::inspect(&base)?;
     if g.json {

@@ -2,6 +2,7 @@
 
 use super::base;
 use super::interrupt::Interrupt;
+use super::locate::Purpose;
 use super::packs::using;
 use super::show::Screen;
 use super::watched::Watched;
@@ -318,7 +319,7 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
     {
         bail!("--max-loss-increase: none of the evaluators has the option max_loss_increase");
     }
-    config.data = absolute(locate::text(&config.data, "data/eval.jsonl", "--data")?)?;
+    config.data = in_place(locate::text(&config.data, "data/eval.jsonl", "--data", Purpose::Judge, g)?)?;
     for (name, needs) in
         policies.infos().iter().map(|i| (i.name.as_str(), &i.needs)).chain([("--record", &config.record)])
     {
@@ -330,7 +331,9 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
     let needs_text =
         wanted.iter().chain(&config.record).any(|n| Statistic::parse(n).is_some_and(Statistic::needs_moments));
     if needs_text {
-        config.calibration = absolute(locate::text(&config.calibration, "data/calibration.jsonl", "--calibration")?)?;
+        let named = &config.calibration;
+        let found = locate::text(named, "data/calibration.jsonl", "--calibration", Purpose::Learn, g)?;
+        config.calibration = in_place(found)?;
     }
 
     let events = earlier;
@@ -418,6 +421,15 @@ fn options_hash(config: &RunConfig) -> anyhow::Result<String> {
 /// A run can be resumed from any directory.
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(&path).with_context(|| path.display().to_string())
+}
+
+/// The same for a text, whose own name is kept: in the hub's cache it is a link to contents without an ending.
+fn in_place(path: PathBuf) -> anyhow::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    match (path.parent(), path.file_name()) {
+        (Some(dir), Some(name)) => Ok(absolute(dir.to_owned())?.join(name)),
+        _ => Ok(path),
+    }
 }
 
 /// Loads and configures the policies of one role; paths become absolute.

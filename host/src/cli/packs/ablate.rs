@@ -3,6 +3,7 @@
 use super::named::OnePack;
 use super::{Global, figure, table};
 use crate::cli::interrupt::Interrupt;
+use crate::cli::locate::Purpose;
 use crate::cli::{base, locate, ui};
 use crate::eval::data::{self, Cutting, Loss};
 use crate::mlx;
@@ -177,7 +178,8 @@ fn measure(
     g: &Global,
 ) -> anyhow::Result<Option<Text>> {
     // The text first: it is cheap to read and likely to be wrong.
-    let path = locate::text(args.data.as_deref().unwrap_or("".as_ref()), "data/eval.jsonl", "--data")?;
+    let path =
+        locate::text(args.data.as_deref().unwrap_or("".as_ref()), "data/eval.jsonl", "--data", Purpose::Judge, g)?;
     let dataset = data::load(&path)?;
     let base = base::open(&args.base, g)?;
     attach::check_base(pack, &base.dir)?;

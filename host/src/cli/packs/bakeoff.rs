@@ -4,6 +4,7 @@ use super::subject;
 use super::{Global, locate, table};
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
+use crate::cli::locate::Purpose;
 use crate::cli::ui;
 use crate::eval::data::{self, Cutting, Loss};
 use crate::eval::perplexity;
@@ -77,8 +78,8 @@ struct Document<'a> {
 pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let path = args.spec.as_ref().or(args.spec_option.as_ref()).context("name a spec")?;
     let spec = Spec::read(path)?;
-    let data = data::load(&locate::text(&spec.data, "", "data in the spec")?)?;
-    let eval = data::load(&locate::text(&spec.eval, "", "eval in the spec")?)?;
+    let data = data::load(&locate::text(&spec.data, "", "data in the spec", Purpose::Learn, g)?)?;
+    let eval = data::load(&locate::text(&spec.eval, "", "eval in the spec", Purpose::Judge, g)?)?;
     if let Some(o) = overlap::find(&data.texts(), &eval.texts()) {
         bail!(
             "{}:{}: {} rows of the evaluation text share a passage with the training text {} (\"{}…\"); take them out of one of the two",

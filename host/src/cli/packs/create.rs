@@ -2,6 +2,7 @@
 
 use super::training;
 use super::{Global, locate};
+use crate::cli::locate::Purpose;
 use crate::cli::rules::RuleArgs;
 use crate::cli::run::set_options;
 use crate::eval::data::Loss;
@@ -291,8 +292,8 @@ pub fn run(a: &CreateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode
         layers = map.keys().cloned().collect();
         rules = map.into_iter().map(|(slices, value)| Rule { slices, value }).collect();
     }
-    let data = locate::text(&a.data, "", "--data")?;
-    let valid = a.valid_data.as_ref().map(|v| locate::text(v, "", "--valid-data")).transpose()?;
+    let data = locate::text(&a.data, "", "--data", Purpose::Learn, g)?;
+    let valid = a.valid_data.as_ref().map(|v| locate::text(v, "", "--valid-data", Purpose::Judge, g)).transpose()?;
     let options = Options {
         name: a.name.clone(),
         base: a.base.clone(),

@@ -136,7 +136,7 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
     for (option, path) in [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())] {
         path.map_or(Ok(()), |p| subject::check_output(option, p))?;
     }
-    let path = subject::data_file("--data", args.data.as_deref(), "data/eval.jsonl")?;
+    let path = subject::data_file("--data", args.data.as_deref(), "data/eval.jsonl", g)?;
     let dataset = data::load(&path)?;
     let mut evaluators = args.evaluators.open()?;
     let interrupt = Interrupt::listen()?;

@@ -143,7 +143,7 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
     for (option, path) in [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())] {
         path.map_or(Ok(()), |p| subject::check_output(option, p))?;
     }
-    let path = subject::data_file("--input", args.input.as_deref(), "data/domain_prompts.jsonl")?;
+    let path = subject::data_file("--input", args.input.as_deref(), "data/domain_prompts.jsonl", g)?;
     let texts = domains::read(&path)?;
     let mut evaluators = args.evaluators.open()?;
     let interrupt = Interrupt::listen()?;

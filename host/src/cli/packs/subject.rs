@@ -1,7 +1,8 @@
 //! What `eval`, `eval-batch` and `route` have in common: base and packs opened and checked, outputs checked before
 //! the work begins, rows as CSV.
 
-use crate::cli::{Global, base};
+use crate::cli::locate::Purpose;
+use crate::cli::{Global, base, locate};
 use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer};
 use crate::pack::attach::{self, Attachment};
@@ -105,23 +106,12 @@ pub fn check_output(option: &str, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Text for a data option that names no local file.
+/// The text that a data option names, to measure on.
 ///
 /// # Errors
-/// When the file is not there; hub names are recognised.
-pub fn data_file(option: &str, named: Option<&Path>, default: &str) -> anyhow::Result<PathBuf> {
-    if let Some(path) = named
-        && !path.exists()
-        && path.extension().is_none()
-        && path.is_relative()
-        && path.components().count() == 2
-    {
-        bail!(
-            "{option} {}: is no file here, and data sets are not fetched from a hub; name a local .jsonl or .txt file (without {option} it is {default})",
-            path.display()
-        );
-    }
-    crate::cli::locate::text(named.unwrap_or("".as_ref()), default, option)
+/// As [`locate::text`].
+pub fn data_file(option: &str, named: Option<&Path>, default: &str, g: &Global) -> anyhow::Result<PathBuf> {
+    locate::text(named.unwrap_or("".as_ref()), default, option, Purpose::Judge, g)
 }
 
 /// Rows as CSV, with the names of their fields above them.
@@ -178,11 +168,10 @@ mod tests {
     }
 
     #[test]
-    fn names_of_a_hub_are_told_from_files() {
-        let hub = data_file("--data-path", Some(Path::new("roneneldan/TinyStories")), "data/eval.jsonl").unwrap_err();
-        assert!(hub.to_string().contains("not fetched from a hub"), "{hub}");
-        let missing = data_file("--data", Some(Path::new("nowhere/x.jsonl")), "data/eval.jsonl").unwrap_err();
-        assert!(missing.to_string().contains("no such file"), "{missing}");
+    fn a_path_that_is_not_there_is_not_looked_for_on_the_hub() {
+        let g = Global::default();
+        let missing = data_file("--data", Some(Path::new("nowhere/x.jsonl")), "data/eval.jsonl", &g).unwrap_err();
+        assert!(missing.to_string().contains("no such file; name a"), "{missing}");
     }
 
     #[test]

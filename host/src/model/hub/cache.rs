@@ -1,10 +1,10 @@
 //! The directory layout of the hub's cache, shared with huggingface_hub.
 //!
-//! `models--org--name/blobs/<etag>` holds contents, `snapshots/<commit>/<file>` links to them and
+//! `models--org--name/blobs/<etag>` (`datasets--…` for data sets) holds contents, `snapshots/<commit>/<file>` links to them and
 //! `refs/<revision>` says which commit a branch or tag was last seen at. A blob appears under its name only
 //! when it is whole; a half-fetched one is `<etag>.incomplete` and is continued by either tool.
 
-use super::{Error, RepoSpec};
+use super::{Error, Kind, RepoSpec};
 use crate::atomic::{self, FileError, Lock};
 use crate::model::layout;
 use std::fs;
@@ -19,8 +19,8 @@ pub struct RepoCache {
 
 impl RepoCache {
     /// The place of a repository under the cache `root`.
-    pub fn new(root: &Path, id: &str) -> RepoCache {
-        RepoCache { root: root.to_owned(), folder: format!("models--{}", id.replace('/', "--")) }
+    pub fn new(root: &Path, kind: Kind, id: &str) -> RepoCache {
+        RepoCache { root: root.to_owned(), folder: format!("{}--{}", kind.plural(), id.replace('/', "--")) }
     }
 
     fn dir(&self) -> PathBuf {
@@ -84,17 +84,49 @@ impl RepoCache {
         atomic::write_file(&path, commit.as_bytes())
     }
 
+    /// What was chosen at a commit before, for some purpose.
+    pub fn choice(&self, commit: &str, purpose: &str) -> Option<String> {
+        let chosen = fs::read_to_string(self.choice_file(commit, purpose)).ok()?;
+        Some(chosen.trim().to_owned())
+    }
+
+    /// Remembers a choice.
+    ///
+    /// # Errors
+    /// Where the cache cannot be written.
+    pub fn set_choice(&self, commit: &str, purpose: &str, file: &str) -> Result<(), FileError> {
+        let path = self.choice_file(commit, purpose);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(FileError::at("creating", parent))?;
+        }
+        atomic::write_file(&path, file.as_bytes())
+    }
+
+    /// Beside what huggingface_hub knows, which leaves it alone and deletes it with the rest.
+    fn choice_file(&self, commit: &str, purpose: &str) -> PathBuf {
+        self.dir().join(".plastic").join(format!("{commit}.{purpose}"))
+    }
+
+    /// The files that a snapshot has, with their folders.
+    pub fn files(&self, commit: &str) -> Vec<String> {
+        names(&self.snapshot(commit), "")
+    }
+
     /// Makes `snapshots/<commit>/<file>` show the content `etag`.
     ///
     /// # Errors
     /// Where the cache cannot be written.
     pub fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), FileError> {
-        let dir = self.snapshot(commit);
+        let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
+        let dir = self.snapshot(commit).join(folder);
         fs::create_dir_all(&dir).map_err(FileError::at("creating", &dir))?;
-        let (link, tmp) = (dir.join(file), dir.join(format!(".{file}.{}.tmp", std::process::id())));
+        let (link, tmp) = (dir.join(name), dir.join(format!(".{name}.{}.tmp", std::process::id())));
         let _ = fs::remove_file(&tmp);
         #[cfg(unix)]
-        let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), &tmp);
+        let made = std::os::unix::fs::symlink(
+            Path::new(&"../".repeat(file.matches('/').count())).join("../../blobs").join(etag),
+            &tmp,
+        );
         #[cfg(not(unix))]
         let made = fs::hard_link(self.blob(etag), &tmp);
         // Where the file system has no links, the snapshot holds the content itself.
@@ -120,7 +152,7 @@ pub fn list(root: &Path) -> Vec<Cached> {
         let Some(id) = folder.strip_prefix("models--").map(|n| n.replacen("--", "/", 1)) else { continue };
         let repo = RepoCache { root: root.to_owned(), folder };
         let mut seen = Vec::new();
-        for revision in refs(&repo.dir().join("refs"), "") {
+        for revision in names(&repo.dir().join("refs"), "") {
             if let Ok(dir) = repo.checkpoint(&revision) {
                 let spec = if revision == RepoSpec::MAIN { id.clone() } else { format!("{id}@{revision}") };
                 seen.push(dir.clone());
@@ -141,17 +173,17 @@ pub fn list(root: &Path) -> Vec<Cached> {
     found
 }
 
-/// Names of the files under `refs`, with their folders (`refs/pr/1`).
-fn refs(dir: &Path, prefix: &str) -> Vec<String> {
-    let mut names = Vec::new();
+/// Names of the files under a directory, with their folders (`refs/pr/1`).
+fn names(dir: &Path, prefix: &str) -> Vec<String> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         match entry.file_type() {
-            Ok(t) if t.is_dir() => names.extend(refs(&entry.path(), &format!("{name}/"))),
-            _ => names.push(name),
+            Ok(t) if t.is_dir() => found.extend(names(&entry.path(), &format!("{name}/"))),
+            _ => found.push(name),
         }
     }
-    names
+    found
 }
 
 /// Refuses to begin what the disk cannot hold.

@@ -3,7 +3,7 @@
 //! The token is sent to the endpoint's own host only. Dropped connections, time-outs, 408, 429 and 5xx are
 //! tried again with growing pauses; an attempt that brought bytes starts the count anew.
 
-use super::{Error, Settings};
+use super::{Error, Kind, Settings};
 use crate::atomic::FileError;
 use crate::model::registry::FetchProgress;
 use std::fs::File;
@@ -26,7 +26,10 @@ const MAX_JSON: u64 = 32 << 20;
 pub struct Client<'a> {
     agent: Agent,
     settings: &'a Settings,
-    repo: &'a str,
+    /// As messages name it.
+    repo: String,
+    /// Its page for people.
+    page: String,
 }
 
 /// What the hub says of one file.
@@ -58,7 +61,7 @@ type Attempt<T> = Result<T, Failure>;
 
 impl<'a> Client<'a> {
     /// A client for one repository.
-    pub fn new(settings: &'a Settings, repo: &'a str) -> Client<'a> {
+    pub fn new(settings: &'a Settings, kind: Kind, id: &str) -> Client<'a> {
         let agent = Agent::config_builder()
             .user_agent(concat!("plastic-host/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
@@ -70,7 +73,8 @@ impl<'a> Client<'a> {
             .timeout_per_read(Some(settings.timeout))
             .build()
             .new_agent();
-        Client { agent, settings, repo }
+        let page = format!("{}/{}{id}", settings.endpoint, kind.prefix());
+        Client { agent, settings, repo: kind.label(id), page }
     }
 
     /// A JSON document of the endpoint.
@@ -278,8 +282,7 @@ impl<'a> Client<'a> {
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let (status, code) = (response.status().as_u16(), text("x-error-code"));
         let pause = text("retry-after").trim().parse().ok().map(Duration::from_secs);
-        let repo = self.repo.to_owned();
-        let page = format!("{}/{repo}", self.settings.endpoint);
+        let (repo, page) = (self.repo.clone(), self.page.clone());
         let had_token = self.settings.token.is_some();
         match (status, code) {
             (403, _) | (_, "GatedRepo") => Failure::Final(Error::Forbidden { repo, page, had_token }),
@@ -299,7 +302,7 @@ impl<'a> Client<'a> {
     }
 
     fn network(&self, url: &str, e: &ureq::Error) -> Failure {
-        let error = Error::Network { repo: self.repo.to_owned(), host: host(url), reason: reason(e) };
+        let error = Error::Network { repo: self.repo.clone(), host: host(url), reason: reason(e) };
         match e {
             ureq::Error::Io(_)
             | ureq::Error::Timeout(_)
@@ -311,11 +314,11 @@ impl<'a> Client<'a> {
     }
 
     fn broken(&self, url: &str, e: &std::io::Error) -> Error {
-        Error::Network { repo: self.repo.to_owned(), host: host(url), reason: e.to_string() }
+        Error::Network { repo: self.repo.clone(), host: host(url), reason: e.to_string() }
     }
 
     fn damaged(&self, file: &str, what: String) -> Error {
-        Error::Damaged { repo: self.repo.to_owned(), file: file.to_owned(), what }
+        Error::Damaged { repo: self.repo.clone(), file: file.to_owned(), what }
     }
 }
 

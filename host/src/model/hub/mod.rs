@@ -1,27 +1,29 @@
-//! Checkpoints from the Hugging Face hub, in its own cache layout.
+//! Checkpoints and texts from the Hugging Face hub, in its own cache layout.
 //!
-//! Fetches only the files a model needs, the weights last and only when config and tokenizer are of a kind
+//! Of a model, fetches only the files a model needs, the weights last and only when config and tokenizer are of a kind
 //! that can be used. Contents are checked against their announced length and, for large files, SHA-256.
 //! What was interrupted is continued. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean what they mean for huggingface_hub. Every failure
 //! says what to do.
 
 mod cache;
+pub mod dataset;
 mod http;
+mod transfer;
 
 pub use cache::{Cached, list};
 
 use super::layout;
+use super::paths;
 use super::registry::FetchProgress;
-use super::{hash, paths};
 use crate::atomic::FileError;
 use cache::RepoCache;
 use etcetera::BaseStrategy;
-use http::Client;
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use transfer::{Listing, Transfer};
 
 /// The hub could not be used, or what it has cannot.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +143,46 @@ pub enum Error {
         /// Why, and what to do.
         what: String,
     },
+    /// A text is not fetched because the user forbade it.
+    #[error(
+        "{repo} is needed from the hub, and the network is switched off (--offline or HF_HUB_OFFLINE): {missing}; run the command once with the network on, or name a local file"
+    )]
+    OfflineText {
+        /// The data set.
+        repo: String,
+        /// What the cache lacks.
+        missing: String,
+    },
+    /// A file that the data set does not have.
+    #[error("{repo} has no file {file}; it has {has}")]
+    NoFile {
+        /// The data set.
+        repo: String,
+        /// What was asked for.
+        file: String,
+        /// What there is.
+        has: String,
+    },
+    /// The data set has no file of a kind that this program reads.
+    #[error("{repo} has no .jsonl or .txt file that this program reads: it has {has}; {remedy}")]
+    NoText {
+        /// The data set.
+        repo: String,
+        /// What there is.
+        has: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A file of a kind that this program does not read.
+    #[error("{file} of {repo} is neither JSON lines nor plain text; {remedy}")]
+    NotText {
+        /// The data set.
+        repo: String,
+        /// The file.
+        file: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The disk is too small.
     #[error("{repo} needs {needed} more bytes and {} has {free} free; free some space, or set HF_HUB_CACHE to a directory on a larger disk", .dir.display())]
     NoSpace {
@@ -157,6 +199,41 @@ pub enum Error {
 
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a repository is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Weights.
+    Model,
+    /// Texts.
+    Dataset,
+}
+
+impl Kind {
+    /// As the cache and the interface name them.
+    fn plural(self) -> &'static str {
+        match self {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        }
+    }
+
+    /// What stands before a repository's name in its address.
+    fn prefix(self) -> &'static str {
+        match self {
+            Kind::Model => "",
+            Kind::Dataset => "datasets/",
+        }
+    }
+
+    /// A repository as messages name it.
+    fn label(self, id: &str) -> String {
+        match self {
+            Kind::Model => id.to_owned(),
+            Kind::Dataset => format!("data set {id}"),
+        }
+    }
+}
 
 /// A repository and a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -266,15 +343,23 @@ fn is_true(name: &str) -> bool {
     variable(name).is_some_and(|v| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
 }
 
-/// True where `HF_HUB_OFFLINE` switches the network off.
+/// Set where the user asked for it on the command line.
+static SWITCHED_OFF: AtomicBool = AtomicBool::new(false);
+
+/// Switches the network off for this process.
+pub fn switch_off() {
+    SWITCHED_OFF.store(true, Ordering::Relaxed);
+}
+
+/// True where [`switch_off`] or `HF_HUB_OFFLINE` switches the network off.
 pub fn offline() -> bool {
-    is_true("HF_HUB_OFFLINE")
+    SWITCHED_OFF.load(Ordering::Relaxed) || is_true("HF_HUB_OFFLINE")
 }
 
 /// The complete checkpoint of a repository in the cache, without asking the hub.
 pub fn cached(spec: &RepoSpec) -> std::result::Result<PathBuf, String> {
     let root = cache_dir().ok_or("no cache directory is known")?;
-    RepoCache::new(&root, &spec.id).checkpoint(&spec.revision)
+    RepoCache::new(&root, Kind::Model, &spec.id).checkpoint(&spec.revision)
 }
 
 /// Asks the hub what the revision is now and fetches what the cache lacks. With `force` everything is fetched again.
@@ -282,13 +367,15 @@ pub fn cached(spec: &RepoSpec) -> std::result::Result<PathBuf, String> {
 /// # Errors
 /// [`Error`]. What has arrived stays and is used by the next attempt.
 pub fn fetch(spec: &RepoSpec, settings: &Settings, force: bool, progress: &mut dyn FetchProgress) -> Result<PathBuf> {
-    let fetch =
-        Fetch { client: Client::new(settings, &spec.id), repo: RepoCache::new(&settings.cache, &spec.id), spec, force };
-    fs::create_dir_all(&settings.cache).map_err(FileError::at("creating", &settings.cache))?;
-    let listing = match fetch.listing() {
-        Ok(l) => l,
+    let fetch = Fetch { transfer: Transfer::new(Kind::Model, spec, settings, force)?, spec };
+    let listing = match fetch.transfer.listing() {
+        Ok(mut l) => {
+            // What a model needs lies at the top.
+            l.files.retain(|name, _| paths::is_plain_name(name));
+            l
+        }
         Err(e @ (Error::Network { .. } | Error::Server { .. })) => {
-            return match fetch.repo.checkpoint(&spec.revision) {
+            return match fetch.transfer.cache.checkpoint(&spec.revision) {
                 Ok(dir) if !force => {
                     progress.note(&format!("{e}; using the copy of {spec} in the cache"));
                     Ok(dir)
@@ -301,18 +388,9 @@ pub fn fetch(spec: &RepoSpec, settings: &Settings, force: bool, progress: &mut d
     fetch.checkpoint(&listing, settings, progress)
 }
 
-/// What a repository holds at a commit.
-struct Listing {
-    commit: String,
-    /// Top-level files and, where the hub says, their lengths.
-    files: HashMap<String, Option<u64>>,
-}
-
 struct Fetch<'a> {
-    client: Client<'a>,
-    repo: RepoCache,
+    transfer: Transfer<'a>,
     spec: &'a RepoSpec,
-    force: bool,
 }
 
 impl Fetch<'_> {
@@ -320,56 +398,27 @@ impl Fetch<'_> {
         Error::Unusable { repo: self.spec.id.clone(), what: what.into() }
     }
 
-    fn damaged(&self, file: &str, what: String) -> Error {
-        Error::Damaged { repo: self.spec.id.clone(), file: file.to_owned(), what }
-    }
-
-    fn listing(&self) -> Result<Listing> {
-        let revision = self.spec.revision.replace('/', "%2F");
-        let path = format!("/api/models/{}/revision/{revision}?blobs=true", self.spec.id);
-        let json = self.client.json(&path, &format!("revision \"{}\"", self.spec.revision))?;
-        let bad = |what: &str| self.damaged("the file list", format!("{what}; check HF_ENDPOINT"));
-        let commit = json.get("sha").and_then(|s| s.as_str()).unwrap_or_default().to_owned();
-        // A name such as `main` would later pass for the branch.
-        if commit.len() < 40 || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(bad("it names no commit"));
-        }
-        let siblings = json.get("siblings").and_then(|s| s.as_array()).ok_or_else(|| bad("it names no files"))?;
-        let mut files = HashMap::new();
-        for s in siblings {
-            let name =
-                s.get("rfilename").and_then(|n| n.as_str()).ok_or_else(|| bad("it has a file without a name"))?;
-            if !is_inside(name) {
-                return Err(bad(&format!("it names the file {name:?}, which would lie outside of the repository")));
-            }
-            if paths::is_plain_name(name) {
-                files.insert(name.to_owned(), s.get("size").and_then(|n| n.as_u64()));
-            }
-        }
-        Ok(Listing { commit, files })
-    }
-
     fn checkpoint(&self, listing: &Listing, settings: &Settings, progress: &mut dyn FetchProgress) -> Result<PathBuf> {
-        let dir = self.repo.snapshot(&listing.commit);
+        let dir = self.transfer.cache.snapshot(&listing.commit);
         self.check_listing(listing)?;
         let mut small: Vec<&str> = listing.files.keys().map(String::as_str).filter(|n| is_companion(n)).collect();
         small.sort_by_key(|n| (*n != "config.json", *n));
         for file in small {
-            self.file(listing, file, progress)?;
+            self.transfer.file(listing, file, progress)?;
             if file == "config.json" {
                 layout::usable_config(&dir).map_err(|e| self.unusable(e.to_string()))?;
             }
         }
         let weights = self.weights(listing, &dir)?;
-        let missing = weights.iter().filter(|w| self.force || !dir.join(w).is_file());
+        let missing = weights.iter().filter(|w| self.transfer.lacks(listing, w));
         let needed = missing.filter_map(|w| listing.files.get(w.as_str()).copied().flatten()).sum();
         cache::check_space(&settings.cache, &self.spec.id, needed)?;
         for file in &weights {
-            self.file(listing, file, progress)?;
+            self.transfer.file(listing, file, progress)?;
         }
         layout::usable(&dir).map_err(|e| self.unusable(e.to_string()))?;
         // Last, so that a revision never points at a checkpoint that is not whole.
-        self.repo.set_ref(&self.spec.revision, &listing.commit)?;
+        self.transfer.cache.set_ref(&self.spec.revision, &listing.commit)?;
         Ok(dir)
     }
 
@@ -400,75 +449,6 @@ impl Fetch<'_> {
             None => Ok(names),
         }
     }
-
-    /// Fetches one file, checks it and links it into the snapshot.
-    fn file(&self, listing: &Listing, file: &str, progress: &mut dyn FetchProgress) -> Result<()> {
-        if !self.force && self.repo.snapshot(&listing.commit).join(file).is_file() {
-            return Ok(());
-        }
-        let path = format!("/{}/resolve/{}/{file}", self.spec.id, listing.commit);
-        let facts = self.client.facts(&path, file)?;
-        if facts.commit.as_ref().is_some_and(|c| *c != listing.commit) {
-            return Err(
-                self.damaged(file, "the server answers for another commit than asked; run the command again".into())
-            );
-        }
-        let _lock = self.repo.lock(&facts.etag, || {
-            progress.note(&format!("waiting for another process that is fetching {file} of {}", self.spec.id));
-        })?;
-        let (blob, incomplete) = (self.repo.blob(&facts.etag), self.repo.incomplete(&facts.etag));
-        let whole = blob.metadata().is_ok_and(|m| facts.size.is_none_or(|s| s == m.len()));
-        if self.force || !whole {
-            if let Some(parent) = blob.parent() {
-                fs::create_dir_all(parent).map_err(FileError::at("creating", parent))?;
-            }
-            progress.begin(file, facts.size);
-            let done = self.content(&path, file, &facts, &incomplete, progress);
-            progress.end();
-            done?;
-            fs::rename(&incomplete, &blob).map_err(FileError::at("renaming a file to", &blob))?;
-        }
-        self.repo.link(&listing.commit, file, &facts.etag)?;
-        Ok(())
-    }
-
-    /// Downloads a content and checks its hash where its name is one.
-    fn content(
-        &self,
-        path: &str,
-        file: &str,
-        facts: &http::FileFacts,
-        to: &Path,
-        progress: &mut dyn FetchProgress,
-    ) -> Result<()> {
-        let resumed = to.metadata().is_ok_and(|m| m.len() > 0);
-        self.client.download(path, file, facts.size, to, progress)?;
-        // Large files are named by their SHA-256, small ones by git's SHA-1.
-        let is_sha256 = facts.etag.len() == 64 && facts.etag.bytes().all(|b| b.is_ascii_hexdigit());
-        if !is_sha256 {
-            return Ok(());
-        }
-        let found = hash::sha256_file(to, &mut |_| {})?;
-        if found.eq_ignore_ascii_case(&facts.etag) {
-            return Ok(());
-        }
-        fs::remove_file(to).map_err(FileError::at("removing", to))?;
-        if resumed {
-            // The part from an earlier attempt may have been at fault.
-            progress.note(&format!("{file} did not match its hash after a resumed download; fetching it again"));
-            return self.content(path, file, facts, to, progress);
-        }
-        Err(self.damaged(file, format!(
-            "what arrived has SHA-256 {found} instead of {}; it was thrown away: run the command again, and if that repeats, check HF_ENDPOINT and the proxy",
-            facts.etag
-        )))
-    }
-}
-
-/// True for paths that stay inside of a repository.
-fn is_inside(name: &str) -> bool {
-    let part = |p: &str| !p.is_empty() && p != "." && p != ".." && !p.contains(['\\', '\0', ':']);
-    !name.is_empty() && name.split('/').all(part)
 }
 
 /// Files beside the weights that a model needs.
@@ -513,16 +493,6 @@ mod tests {
             "https://x/y",
         ] {
             assert_eq!(spec(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn file_names_stay_inside() {
-        for good in ["config.json", "original/params.json", ".gitattributes"] {
-            assert!(is_inside(good), "{good}");
-        }
-        for bad in ["", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "..\\x", "c:x", "a/./b"] {
-            assert!(!is_inside(bad), "{bad}");
         }
     }
 }
