@@ -6,11 +6,13 @@ import unittest
 from pathlib import Path
 from types import SimpleNamespace
 
+import learning
 import overhead
 import pairs
 import process
 import report
 import section
+import trainers
 
 
 class Pairs(unittest.TestCase):
@@ -72,6 +74,39 @@ class Overhead(unittest.TestCase):
         self.assertIn("40.0 ms", made.notes[-1])
 
 
+class Packs(unittest.TestCase):
+    def test_both_sides_get_the_same_recipe(self):
+        recipe = trainers.Recipe(steps=300)
+        ours, theirs = recipe.host(), recipe.peer()
+        said = dict(zip(ours[::2], ours[1::2]))
+        self.assertEqual(said["--rank-map"], "q:8,k:8,v:8")
+        self.assertEqual(said["--alpha-map"], "q:16,k:16,v:16")
+        self.assertEqual(theirs["lora_parameters"]["scale"], 16 / 8)
+        self.assertEqual(said["--steps"], theirs["iters"])
+        # The rate of update n (from 1): plastic-host's rises by a tenth each, mlx-lm's is asked at n - 1.
+        schedule = theirs["lr_schedule"]
+        for n in (1, 5, 10):
+            slope = (recipe.rate - schedule["warmup_init"]) / schedule["warmup"]
+            self.assertAlmostEqual(schedule["warmup_init"] + (n - 1) * slope, recipe.rate * n / recipe.warmup)
+
+    def test_a_training_of_one_update_has_a_schedule(self):
+        schedule = trainers.Recipe(steps=1).peer()["lr_schedule"]
+        self.assertEqual((schedule["warmup"], schedule["warmup_init"], schedule["arguments"][1]), (0, 1e-3, 1))
+
+    def test_warm_updates_are_off_the_clock(self):
+        ran = process.Ran("", 9.0, 9.0, 0, None)
+        said = trainers.answer(ran, 0, [3.0, 2.0, 1.0], [100.0, 1.0, 3.0], [10, 10, 10], warm=1)
+        self.assertEqual(said["tokens_per_second"], 5.0)
+        self.assertEqual(said["first_loss"], 3.0)
+
+    def test_the_interval_is_of_the_mean(self):
+        spread_out = [0.1 * (i % 5) for i in range(50)]
+        low, high = learning.interval(spread_out)
+        self.assertTrue(0.1 < low < 0.2 < high < 0.3, (low, high))
+        self.assertEqual(learning.interval([0.25] * 9), (0.25, 0.25))
+        self.assertEqual(learning.change([1.0, 1.0], [1.0, 1.0]), "+0.0 % (+0.0 to +0.0)")
+
+
 class Reports(unittest.TestCase):
     def test_losses_too_far_apart_are_told(self):
         self.assertTrue(section.same_loss("x", 3.0, 3.00029).met)
@@ -83,6 +118,8 @@ class Reports(unittest.TestCase):
             page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
             report.insert(page, "new\n")
             self.assertEqual(page.read_text(), f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n")
+            report.insert(page, "newer\n", "before", "after")
+            self.assertEqual(page.read_text(), "before\nnewer\nafter\n")
             page.write_text("no markers")
             with self.assertRaises(ValueError):
                 report.insert(page, "new\n")
