@@ -7,9 +7,9 @@ differs. Differences are taken window by window; their interval is a bootstrap o
 import json
 import math
 import random
+from pathlib import Path
 
 import process
-from pathlib import Path
 from section import Check, Section, same_loss
 from trainers import Host, Peer, Recipe
 
@@ -55,7 +55,8 @@ def score(setting, data, length, ours, theirs):
         setting.prepare("cut", setting.base_dir, data / file, windows / f"{name}.json", size, source)
     job = setting.out / "packs" / "score.json"
     adapters = {BASE: None, OURS: str(ours / "pack.safetensors"), THEIRS: str(theirs)}
-    job.write_text(json.dumps({"windows": {n: str(windows / f"{n}.json") for n in ("plays", "modern")}, "adapters": adapters}))
+    files = {name: str(windows / f"{name}.json") for name in ("plays", "modern")}
+    job.write_text(json.dumps({"windows": files, "adapters": adapters}))
     setting.say("learning: scoring base, pack and adapter")
     side = setting.peer("dense-f32", blas=setting.blas is not None)
     ran = process.run([side.python, SCORE, side.model, job], side.cores, side.env)
@@ -66,7 +67,7 @@ def report(losses, made, recipe, meta, raw):
     """The section."""
     means = {name: {of: mean(each) for of, each in sets.items()} for name, sets in losses.items()}
     section = Section(
-        f"Learning: {recipe.steps} updates of {recipe.batch} x {recipe.length} tokens, rank {recipe.rank} on q, k and v",
+        f"{recipe.steps} updates of {recipe.batch} x {recipe.length} tokens, rank {recipe.rank} on q, k and v",
         ["", "perplexity, held-out plays", "against the base", "perplexity, modern prose", "against the base"],
         raw=raw,
     )
@@ -93,8 +94,10 @@ def report(losses, made, recipe, meta, raw):
     if trained["best"] and text["validation_windows"] == len(losses[BASE]["plays"]):
         ours = {BASE: trained["base_loss"], OURS: trained["best"][1]}
         for name, loss in ours.items():
-            section.checks.append(same_loss(f"{name} on the plays, scored by both programs", loss, means[name]["plays"]))
-        section.notes.append(f"plastic-host's pack is that of update {trained['best'][0]}, the best validated; mlx-lm keeps the last.")
+            check = same_loss(f"{name} on the plays, scored by both programs", loss, means[name]["plays"])
+            section.checks.append(check)
+        best = f"plastic-host's pack is that of update {trained['best'][0]}, the best validated"
+        section.notes.append(f"{best}; mlx-lm keeps the last.")
     section.notes.append(
         f"{made['rows']} rows to train on, of which {made['same']} are the same tokens on both sides: mlx-lm reads text, "
         "and the others encode to a token less at a cut and end with the end-of-text token in its place. "

@@ -13,6 +13,8 @@ import process
 import report
 import section
 import trainers
+import training
+import waking
 
 
 class Pairs(unittest.TestCase):
@@ -98,6 +100,38 @@ class Packs(unittest.TestCase):
         said = trainers.answer(ran, 0, [3.0, 2.0, 1.0], [100.0, 1.0, 3.0], [10, 10, 10], warm=1)
         self.assertEqual(said["tokens_per_second"], 5.0)
         self.assertEqual(said["first_loss"], 3.0)
+
+    def test_the_bars_of_a_training(self):
+        run = lambda rate, mlx, process, loss: {
+            "tokens_per_second": rate,
+            "mlx_peak_bytes": mlx,
+            "peak_bytes": process,
+            "first_loss": loss,
+        }
+        measured = {
+            training.OURS: [run(240.0, 8, 9, 3.0), run(120.0, 8, 9, 3.0)],
+            training.THEIRS: [run(200.0, 20, 20, 3.0001), run(100.0, 20, 20, 3.0001)],
+            training.OFF: [run(300.0, 16, 17, 3.0)],
+            training.LEAN: [run(90.0, 9, 8, 3.1)],
+        }
+        made = section.Section("", [])
+        training.bars(made, measured, 19.9)
+        self.assertEqual([c.met for c in made.checks], [False, True, True, False, True, True, False])
+
+    def test_a_woken_pack_is_told_from_one_that_is_awake(self):
+        event = lambda source, route, first: {"from": source, "route_ms": route, "first_token_ms": first}
+        events = [event("disk", 30.0, 9.0), event("memory", 6.0, 8.0), {"route_ms": 0.1, "first_token_ms": 7.0}]
+        made = waking.report([{"bytes": 10_400_000, "milliseconds": {"total": 49.0}}], events)
+        self.assertEqual([c.met for c in made.checks], [True, False])
+        self.assertEqual(made.rows[3][1], "7.00 ms (n = 1)")
+
+    def test_what_was_learned_is_judged_by_the_windows(self):
+        of = lambda plays, modern: {"plays": [plays, plays + 0.2], "modern": [modern]}
+        losses = {learning.BASE: of(4.0, 3.0), learning.OURS: of(3.7, 3.06), learning.THEIRS: of(3.65, 3.0)}
+        meta = {"training_config": {"best": [50, 3.8]}, "training_data": {"validation_windows": 16}}
+        made = learning.report(losses, {"rows": 8, "same": 7}, trainers.Recipe(steps=50), meta, {})
+        self.assertEqual([c.met for c in made.checks], [True, False, False])
+        self.assertEqual(made.rows[1][2], "-25.9 % (-25.9 to -25.9)")
 
     def test_the_interval_is_of_the_mean(self):
         spread_out = [0.1 * (i % 5) for i in range(50)]

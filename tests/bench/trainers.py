@@ -13,6 +13,8 @@ import sides
 
 PEER = Path(__file__).with_name("peer_train.py")
 SLICES = ("q", "k", "v")
+LIMIT = 6 * 3600.0
+"""Seconds after which a training is given up."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ class Host:
         """Trains the pack `name` on `data` anew; the first `warm` updates are off the clock."""
         command = [self.program, "packs", "create", "--packs", self.store, "--name", name, "--base", self.base]
         command += ["--data", data, *recipe.host(), *self.flags, *flags, "--force", "--json", "--quiet"]
-        ran = process.run(command, self.cores, self.env)
+        ran = process.run(command, self.cores, self.env, LIMIT)
         said = json.loads(ran.stdout)
         steps = [line for line in lines(self.store / name / "metrics.jsonl") if "loss" in line]
         seconds = [s["tokens"] / s["tokens_per_second"] for s in steps]
@@ -129,7 +131,7 @@ class Peer:
         paths = {"model": str(self.side.model), "data": str(rows), "adapter_path": str(adapter)}
         # JSON is YAML.
         config.write_text(json.dumps({**recipe.peer(), **paths, **dict(self.flags)}, indent=1))
-        ran = process.run([self.side.python, PEER, config, metrics], self.side.cores, self.side.env)
+        ran = process.run([self.side.python, PEER, config, metrics], self.side.cores, self.side.env, LIMIT)
         *steps, last = lines(metrics)
         seen = [0, *(s["trained_tokens"] for s in steps)]
         tokens = [after - before for before, after in zip(seen, seen[1:])]

@@ -42,7 +42,8 @@ def measure(setting, timed=TIMED, rounds=ROUNDS):
     row(section, f"mlx-lm, stock wheel, {form}, {work}", [stock], times(ratio))
     bars(section, measured, ratio)
     if stock_recipe.batch == recipe.batch and stock_recipe.length == recipe.length:
-        section.checks.append(same_loss("first update, stock wheel", measured[OURS][0]["first_loss"], stock["first_loss"]))
+        loss = measured[OURS][0]["first_loss"]
+        section.checks.append(same_loss("first update, stock wheel", loss, stock["first_loss"]))
     section.notes.append(
         f"{rounds} rounds; in each process {WARM} updates warm up and {timed} are timed. "
         f"The stock wheel: {stock_recipe.steps} updates, the last timed."

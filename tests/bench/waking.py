@@ -48,7 +48,7 @@ def report(applied, events):
     woken = [e for e in events if e.get("from") == "memory"]
     again = [e for e in events if e.get("from") is None]
     wake = pairs.summary(e["route_ms"] for e in woken)
-    first = {name: pairs.summary(e["first_token_ms"] for e in found) for name, found in (("woken", woken), ("again", again))}
+    first = [pairs.summary(e["first_token_ms"] for e in found) for found in (woken, again)]
     ms = "{:.2f} ms".format
     section = Section(
         "Attaching and waking",
@@ -56,8 +56,8 @@ def report(applied, events):
         rows=[
             [f"attaching a pack, {applied[0]['bytes'] / 1e6:.1f} MB", spread(attach, ms), f"under {ATTACH:g} ms"],
             ["waking it when parked", spread(wake, ms), f"under {WAKE:g} ms"],
-            ["first token of the request that woke it", spread(first["woken"], ms), ""],
-            ["first token of the request after it", spread(first["again"], ms), ""],
+            ["first token of the request that woke it", spread(first[0], ms), ""],
+            ["first token of the request after it", spread(first[1], ms), ""],
         ],
         raw={"applied": [a["milliseconds"] for a in applied], "events": events},
     )
@@ -67,7 +67,7 @@ def report(applied, events):
         Check(f"waking {size}", f"under {WAKE:g} ms", ms(wake["median"]), wake["median"] < WAKE),
     ]
     section.notes.append(
-        "Attaching: reading the file, checking it and putting it on the loaded model, in a fresh process each, from the "
-        f"page cache. Waking: {wake['n']} times between two packs that are both parked in memory."
+        "Attaching: reading the file, checking it and putting it on the loaded model, in a fresh process each, from "
+        f"the page cache. Waking: {wake['n']} times between two packs that are both parked in memory."
     )
     return section
