@@ -11,7 +11,7 @@ from pathlib import Path
 
 import process
 from section import Check, Section, same_loss
-from trainers import Host, Peer, Recipe
+from trainers import Host, Peer, Recipe, lines
 
 SCORE = Path(__file__).with_name("peer_score.py")
 BASE, OURS, THEIRS = "the base", "plastic-host", "mlx-lm"
@@ -42,7 +42,9 @@ def measure(setting, steps, ours=None, theirs=None):
         raw["ours"] = host.train("learn", recipe, data / "plays_train.jsonl", *valid)
         ours = scratch / "store" / "learn"
     raw["losses"] = losses = score(setting, data, recipe.length, ours, theirs)
-    return report(losses, made, recipe, json.loads((ours / "meta.json").read_text()), raw)
+    meta = json.loads((ours / "meta.json").read_text())
+    validated = [line for line in lines(ours / "metrics.jsonl") if "valid_perplexity" in line]
+    return report(losses, made, recipe, meta, validated, raw)
 
 
 def score(setting, data, length, ours, theirs):
@@ -63,8 +65,8 @@ def score(setting, data, length, ours, theirs):
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def report(losses, made, recipe, meta, raw):
-    """The section."""
+def report(losses, made, recipe, meta, validated, raw):
+    """The section; `validated` are the validations of plastic-host's training."""
     means = {name: {of: mean(each) for of, each in sets.items()} for name, sets in losses.items()}
     section = Section(
         f"{recipe.steps} updates of {recipe.batch} x {recipe.length} tokens, rank {recipe.rank} on q, k and v",
@@ -96,8 +98,9 @@ def report(losses, made, recipe, meta, raw):
         for name, loss in ours.items():
             check = same_loss(f"{name} on the plays, scored by both programs", loss, means[name]["plays"])
             section.checks.append(check)
-        best = f"plastic-host's pack is that of update {trained['best'][0]}, the best validated"
-        section.notes.append(f"{best}; mlx-lm keeps the last.")
+        best = f"plastic-host's pack is that of update {trained['best'][0]}, the best on these very windows"
+        last = f"after its last update perplexity was {validated[-1]['valid_perplexity']:.2f}" if validated else ""
+        section.notes.append("; ".join(part for part in (best, last, "mlx-lm keeps the last") if part) + ".")
     section.notes.append(
         f"{made['rows']} rows to train on, of which {made['same']} are the same tokens on both sides: mlx-lm reads text, "
         "and the others encode to a token less at a cut and end with the end-of-text token in its place. "

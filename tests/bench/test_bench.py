@@ -129,7 +129,7 @@ class Packs(unittest.TestCase):
         of = lambda plays, modern: {"plays": [plays, plays + 0.2], "modern": [modern]}
         losses = {learning.BASE: of(4.0, 3.0), learning.OURS: of(3.7, 3.06), learning.THEIRS: of(3.65, 3.0)}
         meta = {"training_config": {"best": [50, 3.8]}, "training_data": {"validation_windows": 16}}
-        made = learning.report(losses, {"rows": 8, "same": 7}, trainers.Recipe(steps=50), meta, {})
+        made = learning.report(losses, {"rows": 8, "same": 7}, trainers.Recipe(steps=50), meta, [], {})
         self.assertEqual([c.met for c in made.checks], [True, False, False])
         self.assertEqual(made.rows[1][2], "-25.9 % (-25.9 to -25.9)")
 
