@@ -9,7 +9,7 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
-.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins lint fuzz clean distclean
+.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins bench-packs lint fuzz clean distclean
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -19,6 +19,7 @@ help:
 	@echo 'make plugins      build plugins/*.wasm'
 	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
 	@echo 'make bench-plugins what loading and calling a plugin costs'
+	@echo 'make bench-packs  training a pack beside mlx-lm: speed and memory'
 	@echo 'make fuzz         attack the plugin boundary, FUZZ_SECONDS=$(FUZZ_SECONDS) for each target (needs cargo-fuzz)'
 	@echo 'make lint         formatting, clippy, licences'
 	@echo 'make clean        delete what was built (distclean: MLX in .mlx too)'
@@ -45,6 +46,9 @@ bench-quick: plugins model
 
 bench-plugins: plugins model
 	python3 -B tests/bench/plugins.py
+
+bench-packs: model
+	python3 -B tests/bench/packs.py
 
 # --- set-up -----------------------------------------------------------------------------------
 

@@ -64,14 +64,14 @@ def table(header, rows):
     return [line(header), line(["---"] * len(header)), *map(line, rows)]
 
 
-def insert(page: Path, text):
+def insert(page: Path, text, begin=BEGIN, end=END):
     """Puts `text` between the markers of `page`, at once or not at all."""
     whole = page.read_text()
-    before, found, rest = whole.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+    before, found, rest = whole.partition(begin)
+    _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"{page}: the lines {BEGIN!r} and {END!r} are missing; put them where the tables belong")
-    write(page, f"{before}{BEGIN}\n{text}{END}{after}")
+        raise ValueError(f"{page}: the lines {begin!r} and {end!r} are missing; put them where the tables belong")
+    write(page, f"{before}{begin}\n{text}{end}{after}")
 
 
 def raw(file: Path, machine, blas, packages, sections):

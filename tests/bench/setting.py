@@ -69,15 +69,17 @@ class Setting:
     def windows(self, length, count):
         """`count` windows of `length` tokens, the same for both sides."""
         stem = self.out / "windows" / f"{length}x{count}"
-        self._prepare("windows", self.base_dir, self.data, stem, length, count)
+        self.prepare("windows", self.base_dir, self.data, stem, length, count)
         named = [Path(f"{stem}{end}") for end in (".jsonl", "-twice.jsonl", ".json")]
         return sides.Windows(*named, count, length)
 
-    def _prepare(self, *arguments):
+    def prepare(self, *arguments):
+        """Runs `peer_prepare.py` in the peer's environment and answers what it prints."""
         command = [self.python, PREPARE, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise Unusable(f"preparing {arguments[0]} failed:\n{done.stderr.strip()[-2000:]}")
+        return done.stdout
 
 
 def prepare(root, program, base, data, threads, quick):
@@ -94,7 +96,7 @@ def prepare(root, program, base, data, threads, quick):
     base_dir = directory_of(program, base)
     setting = Setting(root, out, program, base, base_dir, data, python, blas, threads, cores, quick)
     setting.say("Making the peer's float32 model directories (once)")
-    setting._prepare("models", base_dir, out / "models")
+    setting.prepare("models", base_dir, out / "models")
     return setting
 
 

@@ -6,11 +6,15 @@ import unittest
 from pathlib import Path
 from types import SimpleNamespace
 
+import learning
 import overhead
 import pairs
 import process
 import report
 import section
+import trainers
+import training
+import waking
 
 
 class Pairs(unittest.TestCase):
@@ -72,6 +76,71 @@ class Overhead(unittest.TestCase):
         self.assertIn("40.0 ms", made.notes[-1])
 
 
+class Packs(unittest.TestCase):
+    def test_both_sides_get_the_same_recipe(self):
+        recipe = trainers.Recipe(steps=300)
+        ours, theirs = recipe.host(), recipe.peer()
+        said = dict(zip(ours[::2], ours[1::2]))
+        self.assertEqual(said["--rank-map"], "q:8,k:8,v:8")
+        self.assertEqual(said["--alpha-map"], "q:16,k:16,v:16")
+        self.assertEqual(theirs["lora_parameters"]["scale"], 16 / 8)
+        self.assertEqual(said["--steps"], theirs["iters"])
+        # The rate of update n (from 1): plastic-host's rises by a tenth each, mlx-lm's is asked at n - 1.
+        schedule = theirs["lr_schedule"]
+        for n in (1, 5, 10):
+            slope = (recipe.rate - schedule["warmup_init"]) / schedule["warmup"]
+            self.assertAlmostEqual(schedule["warmup_init"] + (n - 1) * slope, recipe.rate * n / recipe.warmup)
+
+    def test_a_training_of_one_update_has_a_schedule(self):
+        schedule = trainers.Recipe(steps=1).peer()["lr_schedule"]
+        self.assertEqual((schedule["warmup"], schedule["warmup_init"], schedule["arguments"][1]), (0, 1e-3, 1))
+
+    def test_warm_updates_are_off_the_clock(self):
+        ran = process.Ran("", 9.0, 9.0, 0, None)
+        said = trainers.answer(ran, 0, [3.0, 2.0, 1.0], [100.0, 1.0, 3.0], [10, 10, 10], warm=1)
+        self.assertEqual(said["tokens_per_second"], 5.0)
+        self.assertEqual(said["first_loss"], 3.0)
+
+    def test_the_bars_of_a_training(self):
+        run = lambda rate, mlx, process, loss: {
+            "tokens_per_second": rate,
+            "mlx_peak_bytes": mlx,
+            "peak_bytes": process,
+            "first_loss": loss,
+        }
+        measured = {
+            training.OURS: [run(240.0, 8, 9, 3.0), run(120.0, 8, 9, 3.0)],
+            training.THEIRS: [run(200.0, 20, 20, 3.0001), run(100.0, 20, 20, 3.0001)],
+            training.OFF: [run(300.0, 16, 17, 3.0)],
+            training.LEAN: [run(90.0, 9, 8, 3.1)],
+        }
+        made = section.Section("", [])
+        training.bars(made, measured, 19.9)
+        self.assertEqual([c.met for c in made.checks], [False, True, True, False, True, True, False])
+
+    def test_a_woken_pack_is_told_from_one_that_is_awake(self):
+        event = lambda source, route, first: {"from": source, "route_ms": route, "first_token_ms": first}
+        events = [event("disk", 30.0, 9.0), event("memory", 6.0, 8.0), {"route_ms": 0.1, "first_token_ms": 7.0}]
+        made = waking.report([{"bytes": 10_400_000, "milliseconds": {"total": 49.0}}], events)
+        self.assertEqual([c.met for c in made.checks], [True, False])
+        self.assertEqual(made.rows[3][1], "7.00 ms (n = 1)")
+
+    def test_what_was_learned_is_judged_by_the_windows(self):
+        of = lambda plays, modern: {"plays": [plays, plays + 0.2], "modern": [modern]}
+        losses = {learning.BASE: of(4.0, 3.0), learning.OURS: of(3.7, 3.06), learning.THEIRS: of(3.65, 3.0)}
+        meta = {"training_config": {"best": [50, 3.8]}, "training_data": {"validation_windows": 16}}
+        made = learning.report(losses, {"rows": 8, "same": 7}, trainers.Recipe(steps=50), meta, [], {})
+        self.assertEqual([c.met for c in made.checks], [True, False, False])
+        self.assertEqual(made.rows[1][2], "-25.9 % (-25.9 to -25.9)")
+
+    def test_the_interval_is_of_the_mean(self):
+        spread_out = [0.1 * (i % 5) for i in range(50)]
+        low, high = learning.interval(spread_out)
+        self.assertTrue(0.1 < low < 0.2 < high < 0.3, (low, high))
+        self.assertEqual(learning.interval([0.25] * 9), (0.25, 0.25))
+        self.assertEqual(learning.change([1.0, 1.0], [1.0, 1.0]), "+0.0 % (+0.0 to +0.0)")
+
+
 class Reports(unittest.TestCase):
     def test_losses_too_far_apart_are_told(self):
         self.assertTrue(section.same_loss("x", 3.0, 3.00029).met)
@@ -83,6 +152,8 @@ class Reports(unittest.TestCase):
             page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
             report.insert(page, "new\n")
             self.assertEqual(page.read_text(), f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n")
+            report.insert(page, "newer\n", "before", "after")
+            self.assertEqual(page.read_text(), "before\nnewer\nafter\n")
             page.write_text("no markers")
             with self.assertRaises(ValueError):
                 report.insert(page, "new\n")
