@@ -86,7 +86,18 @@ fn killed_and_resumed_is_undisturbed(more: &[&str]) {
 
 #[test]
 fn a_killed_training_ends_as_an_undisturbed_one() {
-    let how = ["--steps", "10", "--checkpoint-every", "2", "--lora-dropout", "0.1", "--grad-accumulation", "2"];
+    let how = [
+        "--steps",
+        "10",
+        "--checkpoint-every",
+        "2",
+        "--lora-dropout",
+        "0.1",
+        "--grad-accumulation",
+        "2",
+        "--grad-checkpoint",
+        "off",
+    ];
     killed_and_resumed_is_undisturbed(&how);
 }
 

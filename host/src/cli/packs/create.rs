@@ -177,7 +177,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Training")]
     checkpoint_every: u32,
     /// Gradient checkpointing: off keeps the insides of all layers, faster and with several times the memory
-    #[arg(long, value_name = "on|off", value_parser = on_off, default_value = "on", help_heading = "Training")]
+    #[arg(long, value_name = "on|off", value_parser = on_off, action = clap::ArgAction::Set, default_value = "on", help_heading = "Training")]
     grad_checkpoint: bool,
     /// Train against the base dequantised and rounded to float16
     #[arg(long, help_heading = "Training")]
