@@ -3,7 +3,6 @@
 use super::interrupt::Interrupt;
 use super::{Global, ui};
 use crate::eval::data::Thinned;
-use crate::eval::data::Thinned;
 use crate::plastic::journal::{
     Event, Fate, Footprint, History, PluginRecord, Role, RunRecord, ShadowRecord, StepRecord, SwapRecord, WakeRecord,
 };
