@@ -182,7 +182,8 @@ fn packs_take_names_of_the_hub() {
     let (code, _, err) = done(&mut { trained });
     assert!(code == 0 && err.contains("train.txt"), "{code} {err}");
     let line = ["eval", "--base", "smollm2-135m", "--pack", "tale", "--data-path", "org/texts", "--csv"];
-    let (code, out, err) = done(packs(&line).args(["--num-samples", "2", "--sequence-length", "16"]));
+    let (code, out, err) =
+        done(packs(&line).args(["--num-samples", "6", "--sequence-length", "40", "--batch-size", "3"]));
     assert!(code == 0 && out.starts_with("model,pack,") && err.contains("valid.txt"), "{code} {out}{err}");
     assert_eq!(out.lines().count(), 3, "{out}");
 }

@@ -4,7 +4,7 @@ use super::interrupt::Interrupt;
 use super::locate::Purpose;
 use super::subject::{Origin, Subject, SubjectArgs};
 use super::{Global, locate, show, ui};
-use crate::eval::data::{self, Cutting, Loss};
+use crate::eval::data::{self, Cutting, Loss, Thinned};
 use crate::eval::perplexity::{self, Perplexity};
 use crate::mlx;
 use anyhow::bail;
@@ -25,13 +25,14 @@ Examples:
   plastic-host eval --base ./my-model --data mine.jsonl --window 1024 --windows 50
   plastic-host eval --pack shakespeare:0.7           with a skill pack, at seven tenths of its strength
   plastic-host eval --data chats.jsonl --loss answer --json
+  plastic-host eval --data roneneldan/TinyStories --windows 50      a text of the Hugging Face hub
 
 A data file has one JSON object a line, with `text`, `prompt` and `completion`, or `messages`; or is plain .txt."
 )]
 pub struct EvalArgs {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Evaluation text: .jsonl or .txt [default: data/eval.jsonl]
+    /// Evaluation text: a .jsonl or .txt file, or a data set of the hub as org/name[@revision][:file] [default: data/eval.jsonl]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Tokens of a window
@@ -64,6 +65,9 @@ struct Text {
     windows_sha256: String,
     /// Rows without any field that holds text.
     unusable_rows: usize,
+    /// What of a large text was kept; `windows_available` are those in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinned: Option<Thinned>,
     /// Tokens in ends of documents that do not fill a window.
     tail_tokens: usize,
     /// Windows in the text; `--windows` may have taken fewer.
@@ -94,7 +98,8 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
     // The text first: it is cheap to read and likely to be wrong.
     let path =
         locate::text(args.data.as_deref().unwrap_or("".as_ref()), "data/eval.jsonl", "--data", Purpose::Judge, g)?;
-    let dataset = data::load(&path)?;
+    let mut dataset = data::load(&path)?;
+    let thinned = dataset.thin(args.windows, args.window);
     let interrupt = Interrupt::listen()?;
     mlx::device::init()?;
     let Subject { model, tokenizer, origin } = args.subject.open(g)?;
@@ -131,6 +136,7 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
         cutting,
         windows_sha256: data::fingerprint(&windows),
         unusable_rows: dataset.unusable,
+        thinned,
         tail_tokens: cut.tail_tokens,
         windows_available: cut.windows.len(),
         batch,
@@ -164,6 +170,9 @@ fn report(text: &Text, m: &Perplexity, g: &Global) {
         text.cutting.window,
         m.scored_tokens
     );
+    if let Some(t) = &text.thinned {
+        say!("large text  {}", show::thinned(t));
+    }
     if text.tail_tokens > 0 {
         say!(
             "left out    {} tokens in ends of documents that do not fill a window (--keep-tail takes them)",

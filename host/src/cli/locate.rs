@@ -1,7 +1,7 @@
 //! Where plugins and sample texts are found when they are named by a bare name or not at all.
 
+use super::Global;
 use super::base::Progress;
-use super::{Global, show};
 pub use crate::model::hub::dataset::Purpose;
 use crate::model::hub::dataset::{self, TextSpec};
 use crate::plugin::catalog::{Carrier, Catalog};
@@ -9,6 +9,7 @@ use crate::plugin::contract::Info;
 use crate::plugin::{Artifact, Fault, Kind, Loader};
 use anyhow::Context;
 use etcetera::BaseStrategy;
+use indicatif::DecimalBytes;
 use std::path::{Path, PathBuf};
 
 /// The environment variable with directories of plugins, separated as in `PATH`.
@@ -131,7 +132,7 @@ fn of_the_hub(spec: &TextSpec, option: &str, purpose: Purpose, g: &Global) -> an
     let text = dataset::resolve(spec, purpose, &mut Progress::new(g))
         .with_context(|| format!("{option} {spec}: no such file here, so it is a data set of the hub"))?;
     if !g.quiet && !g.json && (text.fetched || spec.file.is_none()) {
-        let size = show::megabytes(text.bytes);
+        let size = DecimalBytes(text.bytes);
         let other = if spec.file.is_some() { "" } else { "; :FILE behind the name takes another one" };
         note!("note: {option} {}: {} ({size}){other}", spec.repo, text.file);
     }

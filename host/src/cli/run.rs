@@ -54,10 +54,10 @@ pub struct RunArgs {
     /// Base model: an id, a directory, a GGUF file or a hub repository [default: smollm2-135m]
     #[arg(long, short)]
     pub base: Option<String>,
-    /// Evaluation text: .jsonl or .txt [default: data/eval.jsonl]
+    /// Evaluation text: a .jsonl or .txt file, or a data set of the hub as org/name[@revision][:file] [default: data/eval.jsonl]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Calibration text, apart from the evaluation text [default: data/calibration.jsonl]
+    /// Calibration text, apart from the evaluation text; named likewise [default: data/calibration.jsonl]
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
     /// Only slices whose name matches, such as 'model.layers.1?.mlp.*'; may be repeated

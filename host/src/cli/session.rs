@@ -481,7 +481,8 @@ fn evaluation_text(
     config: &RunConfig,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<(FileRecord, Vec<Vec<u32>>, Vec<contract::Example>)> {
-    let set = data::load(&config.data)?;
+    let mut set = data::load(&config.data)?;
+    set.thin(config.windows, config.window);
     let windows = set.evaluation_windows(tokenizer, config.window).context("evaluation text")?;
     let examples = set.examples(tokenizer, EXAMPLES)?;
     let record = FileRecord { path: config.data.clone(), sha256: set.sha256.clone() };
@@ -496,7 +497,8 @@ fn text_windows(
     tokenizer: &Tokenizer,
     what: &str,
 ) -> anyhow::Result<(FileRecord, Vec<Vec<u32>>)> {
-    let set: Dataset = data::load(path)?;
+    let mut set: Dataset = data::load(path)?;
+    set.thin(windows, config.window);
     let cut = set.windows(tokenizer, config.window).with_context(|| format!("{what} text"))?;
     let chosen = data::spread(&cut, windows);
     Ok((FileRecord { path: path.to_owned(), sha256: set.sha256.clone() }, chosen))

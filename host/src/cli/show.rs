@@ -2,6 +2,7 @@
 
 use super::interrupt::Interrupt;
 use super::{Global, ui};
+use crate::eval::data::Thinned;
 use crate::plastic::journal::{
     Event, Fate, Footprint, History, PluginRecord, Role, RunRecord, ShadowRecord, StepRecord, SwapRecord, WakeRecord,
 };
@@ -9,7 +10,7 @@ use crate::plastic::step::{Ended, Stage, Watcher};
 use crate::plugin::contract::{Decision, Metric, Slice, Verdict};
 use anstyle::{AnsiColor, Style};
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::ProgressBar;
+use indicatif::{DecimalBytes, ProgressBar};
 use std::path::Path;
 use std::time::Duration;
 
@@ -375,6 +376,11 @@ fn share(part: u64, whole: u64) -> f64 {
 /// `106.2 M`.
 pub fn millions(n: u64) -> String {
     format!("{:.1} M", n as f64 / 1e6)
+}
+
+/// What of a large text was used.
+pub fn thinned(t: &Thinned) -> String {
+    format!("{} of {} were used, evenly spread", DecimalBytes(t.bytes), DecimalBytes(t.of))
 }
 
 /// `42 MB` (10⁶ bytes).

@@ -5,6 +5,8 @@
 
 use super::rows::{self, Row};
 pub use super::rows::{Error, Result};
+use super::thin;
+pub use super::thin::Thinned;
 use crate::model::{Tokenizer, chat};
 use crate::plugin::contract::Example;
 use serde_json::Value;
@@ -121,6 +123,11 @@ pub fn fingerprint(windows: &[Window]) -> String {
 }
 
 impl Dataset {
+    /// Keeps of a large text as much as `windows` windows (0: all) of `window` tokens need, evenly spread; see [`thin`].
+    pub fn thin(&mut self, windows: usize, window: usize) -> Option<Thinned> {
+        thin::thin(&mut self.rows, windows, window)
+    }
+
     /// What the rows say, with the line each stands on.
     pub fn texts(&self) -> Vec<(usize, String)> {
         let text = |row: &Row| match row {

@@ -4,3 +4,4 @@ pub mod data;
 pub mod perplexity;
 mod rows;
 pub mod stats;
+mod thin;

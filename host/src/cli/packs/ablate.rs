@@ -57,7 +57,7 @@ pub struct AblateArgs {
     /// Measure on this base: an id, a directory, a GGUF file or a hub repository
     #[arg(long, short, value_name = "BASE")]
     base: Option<String>,
-    /// Text to measure on: .jsonl or .txt [default: data/eval.jsonl]
+    /// Text to measure on: a .jsonl or .txt file, or a data set of the hub as org/name[@revision][:file] [default: data/eval.jsonl]
     #[arg(long, value_name = "FILE", requires = "base")]
     data: Option<PathBuf>,
     /// Tokens of a window
@@ -180,7 +180,8 @@ fn measure(
     // The text first: it is cheap to read and likely to be wrong.
     let path =
         locate::text(args.data.as_deref().unwrap_or("".as_ref()), "data/eval.jsonl", "--data", Purpose::Judge, g)?;
-    let dataset = data::load(&path)?;
+    let mut dataset = data::load(&path)?;
+    dataset.thin(args.windows, args.window);
     let base = base::open(&args.base, g)?;
     attach::check_base(pack, &base.dir)?;
     let tokenizer = Tokenizer::load(&base.dir)?;

@@ -79,7 +79,7 @@ pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let path = args.spec.as_ref().or(args.spec_option.as_ref()).context("name a spec")?;
     let spec = Spec::read(path)?;
     let data = data::load(&locate::text(&spec.data, "", "data in the spec", Purpose::Learn, g)?)?;
-    let eval = data::load(&locate::text(&spec.eval, "", "eval in the spec", Purpose::Judge, g)?)?;
+    let mut eval = data::load(&locate::text(&spec.eval, "", "eval in the spec", Purpose::Judge, g)?)?;
     if let Some(o) = overlap::find(&data.texts(), &eval.texts()) {
         bail!(
             "{}:{}: {} rows of the evaluation text share a passage with the training text {} (\"{}…\"); take them out of one of the two",
@@ -108,6 +108,7 @@ pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let tokenizer = Tokenizer::load(&base.dir)?;
     let join = spec.loss == Loss::Full;
     let cutting = Cutting { window: spec.sequence_length, loss: spec.loss, pack: join, keep_tail: false };
+    eval.thin(spec.num_samples, spec.sequence_length);
     let windows = data::spread(&eval.cut(&tokenizer, &cutting)?.windows, spec.num_samples);
     let windows_sha256 = data::fingerprint(&windows);
     kitchen.fingerprint = format!("{} {} {windows_sha256}", layout::checkpoint_hash(&base.dir)?, data.sha256);

@@ -38,10 +38,10 @@ pub struct CreateArgs {
     /// Base model: an id, a directory, a GGUF file or a hub repository
     #[arg(long, default_value = "smollm2-135m")]
     base: String,
-    /// Training text: .jsonl (`text`, `prompt` and `completion`, or `messages`) or .txt
+    /// Training text: .jsonl (`text`, `prompt` and `completion`, or `messages`) or .txt, or a data set of the hub as org/name[@revision][:file]
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Validation text; the pack kept is the one that is best on it
+    /// Validation text, likewise; the pack kept is the one that is best on it
     #[arg(long, value_name = "FILE")]
     valid_data: Option<PathBuf>,
     /// Share of the training rows held back for validation where no text is named

@@ -5,7 +5,7 @@ use super::subject::{self, Opened};
 use super::{Global, show, table};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::ui;
-use crate::eval::data::{self, Cutting, Loss, Window};
+use crate::eval::data::{self, Cutting, Loss, Thinned, Window};
 use crate::mlx;
 use crate::pack::compare::{self, Compared, Side, Work};
 use crate::pack::guard::{Breach, Costs, Limits};
@@ -27,6 +27,7 @@ const REPEATS: usize = 5;
 Examples:
   plastic-host packs eval --pack bard                                  default base and text
   plastic-host packs eval --base ./my-model --pack bard --data plays.jsonl --csv results.csv
+  plastic-host packs eval --pack bard --data roneneldan/TinyStories    a text of the Hugging Face hub
   plastic-host packs eval --pack bard:0.7 --pack law --max-ppl-increase 0 --max-tps-loss 10
   plastic-host packs eval --pack bard --evaluator plugins/perplexity.wasm --evaluator-opt max_loss_increase=0.01
 
@@ -40,7 +41,7 @@ pub struct EvalArgs {
     /// Pack, or PACK:WEIGHT; given again, all of them together; without one, the base alone
     #[arg(long, visible_alias = "name", value_name = "PACK")]
     pack: Vec<Weighted>,
-    /// Evaluation text: a local .jsonl or .txt file [default: data/eval.jsonl]
+    /// Evaluation text: a .jsonl or .txt file, or a data set of the hub as org/name[@revision][:file] [default: data/eval.jsonl]
     #[arg(long, visible_alias = "data-path", value_name = "FILE")]
     data: Option<PathBuf>,
     /// Tokens of a window
@@ -110,6 +111,9 @@ struct Document<'a> {
     data_sha256: &'a str,
     windows_sha256: String,
     unusable_rows: usize,
+    /// What of a large text was kept; `windows_available` are those in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thinned: Option<Thinned>,
     cutting: &'a Cutting,
     windows_available: usize,
     batch_size: usize,
@@ -137,7 +141,8 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
         path.map_or(Ok(()), |p| subject::check_output(option, p))?;
     }
     let path = subject::data_file("--data", args.data.as_deref(), "data/eval.jsonl", g)?;
-    let dataset = data::load(&path)?;
+    let mut dataset = data::load(&path)?;
+    let thinned = dataset.thin(args.num_samples, args.sequence_length);
     let mut evaluators = args.evaluators.open()?;
     let interrupt = Interrupt::listen()?;
     let Opened { id, mut model, tokenizer, base_ms, packs } = subject::open(&args.base, &args.pack, store, g)?;
@@ -206,6 +211,7 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
         data_sha256: &dataset.sha256,
         windows_sha256: data::fingerprint(&windows),
         unusable_rows: dataset.unusable,
+        thinned,
         cutting: &cutting,
         windows_available: cut.windows.len(),
         batch_size: args.batch_size,
@@ -311,6 +317,9 @@ fn report(d: &Document, windows: &[Window], g: &Global) {
         d.cutting.window,
         d.measured.scored_tokens
     );
+    if let Some(t) = &d.thinned {
+        say!("large text  {}", show::thinned(t));
+    }
     if d.unusable_rows > 0 {
         say!("left out    {} rows without text", d.unusable_rows);
     }

@@ -38,7 +38,7 @@ pub struct EvalBatchArgs {
     /// Pack, or PACK:WEIGHT; given again, all of them together; without one, the base alone
     #[arg(long, visible_alias = "name", value_name = "PACK")]
     pack: Vec<Weighted>,
-    /// Texts: JSON lines with `text` or `prompt`, and `domain` [default: data/domain_prompts.jsonl]
+    /// Texts: JSON lines with `text` or `prompt`, and `domain`, or a data set of the hub [default: data/domain_prompts.jsonl]
     #[arg(long, visible_aliases = ["data", "data-path"], value_name = "FILE")]
     input: Option<PathBuf>,
     /// Sequences that run together, such as 8,16,32
