@@ -234,3 +234,50 @@ fn a_name_that_is_taken_or_being_written_is_refused() {
     let third = go(create(dir, "q", &quick));
     assert!(third.err.contains("packs resume q"), "{}", third.err);
 }
+
+/// A training that was killed after its first checkpoint.
+fn unfinished(dir: &Path) {
+    let how = ["--steps", "100000", "--checkpoint-every", "1"];
+    let mut child = create(dir, "p", &how).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let begun = Instant::now();
+    while !dir.join(".p.training/state.safetensors").exists() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it ended");
+}
+
+#[test]
+fn what_was_changed_under_a_training_is_noticed() {
+    let scratch = Scratch::new("train");
+    let dir = PathBuf::from(scratch.path("packs"));
+    unfinished(&dir);
+    let training = dir.join(".p.training");
+    let resume = || go(packs(&dir, &["resume", "p"]));
+    let file = training.join("training.json");
+    let text = std::fs::read_to_string(&file).expect("a record");
+    std::fs::write(&file, text.replace("\"batch\": 2", "\"batch\": 3")).expect("written");
+    resume().refuses(1, "its options were changed");
+    std::fs::write(&file, &text).expect("written");
+    // A state of other shapes: the number of a header changes, the bytes stay.
+    let state = training.join("state.safetensors");
+    let bytes = std::fs::read(&state).expect("a state");
+    let header = String::from_utf8_lossy(&bytes[8..]).into_owned();
+    let at = 8 + header.find("[4,576]").expect("a matrix B");
+    let mut other = bytes.clone();
+    other[at..at + 7].copy_from_slice(b"[576,4]");
+    std::fs::write(&state, &other).expect("written");
+    resume().refuses(1, "begin the training again");
+    std::fs::write(&state, &bytes[..bytes.len() - 100]).expect("written");
+    resume().refuses(1, "state.safetensors");
+    std::fs::write(&state, &bytes).expect("written");
+    // Another pack took the name meanwhile.
+    assert_eq!(go(create(&dir, "q", &["--steps", "1"])).code, Some(0));
+    assert_eq!(go(packs(&dir, &["rename", "q", "p"])).code, Some(0));
+    let kept = std::fs::read(dir.join("p/pack.safetensors")).expect("a pack");
+    resume().refuses(1, "there is a pack p by now");
+    assert_eq!(std::fs::read(dir.join("p/pack.safetensors")).expect("a pack"), kept);
+    assert!(training.exists(), "and the training is not lost");
+    assert_eq!(go(packs(&dir, &["resume", "p", "--discard"])).code, Some(0));
+    assert!(!training.exists());
+}

@@ -123,6 +123,9 @@ pub fn text(named: &Path, default: &str, option: &str, purpose: Purpose, g: &Glo
     }
     match named.to_str().and_then(TextSpec::parse).filter(|_| !named.exists()) {
         Some(spec) => of_the_hub(&spec, option, purpose, g),
+        None if named.exists() => {
+            anyhow::bail!("{}: is no regular file; name a .jsonl or .txt file with {option}", named.display())
+        }
         None => anyhow::bail!("{}: no such file; name a .jsonl or .txt file with {option}", named.display()),
     }
 }

@@ -83,7 +83,7 @@ pub struct Rows {
 pub fn read(path: &Path) -> Result<Rows> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = |reason: String| Error::File { path: path.to_owned(), reason };
-    let opened = File::open(path).map_err(io)?;
+    let opened = crate::atomic::open_regular(path).map_err(io)?;
     if opened.metadata().map_err(io)?.is_dir() {
         return Err(file("is a directory; expected a .jsonl or .txt file".into()));
     }

@@ -162,6 +162,8 @@ impl Store {
         self.free(pack.name(), force)?;
         let staged = Staged::new(&dir)?;
         pack.write(staged.path())?;
+        // What is put there can be read again, or it is not put there.
+        Pack::read(staged.path())?;
         for file in files.iter().filter(|f| f.is_file()) {
             let to = staged.path().join(file.file_name().unwrap_or_default());
             std::fs::copy(file, &to).map_err(FileError::at("writing", &to))?;

@@ -72,7 +72,7 @@ pub struct CreateArgs {
     #[arg(long, value_enum, conflicts_with_all = ["rank", "rank_map_json", "rank_map_from_pack"], help_heading = "Adapters")]
     rank_strategy: Option<Strategy>,
     /// Share of the energy --rank-strategy holds
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Adapters")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, requires = "rank_strategy", help_heading = "Adapters")]
     target_compression: f64,
     /// Of the Python program, whose search it does not change
     #[arg(long, hide = true)]
@@ -183,13 +183,13 @@ pub struct CreateArgs {
     #[arg(long, help_heading = "Training")]
     train_fp16_fallback: bool,
     /// Rank policy: a file, or a name on the plugin path; given again, the later one revises the plan of the one before
-    #[arg(long, value_name = "FILE", help_heading = "Ranks that change")]
+    #[arg(long, value_name = "FILE", group = "mover", help_heading = "Ranks that change")]
     policy: Vec<PathBuf>,
     /// Option of a policy, `name=value`, or `policy:name=value` where there are several
-    #[arg(long, value_name = "NAME=VALUE", help_heading = "Ranks that change")]
+    #[arg(long, value_name = "NAME=VALUE", requires = "mover", help_heading = "Ranks that change")]
     policy_opt: Vec<String>,
     /// The policy dynamic-rank, from --dynamic-initial-rank up to --rank
-    #[arg(long, conflicts_with = "policy", help_heading = "Ranks that change")]
+    #[arg(long, conflicts_with = "policy", group = "mover", help_heading = "Ranks that change")]
     dynamic_rank: bool,
     /// Rank at the beginning, with --dynamic-rank
     #[arg(long, value_name = "N", default_value_t = 4, hide = true)]
@@ -204,19 +204,19 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 0.03, hide = true)]
     dynamic_prune_threshold: f64,
     /// Components that may be awake in all slices together [default: as many as at the beginning]
-    #[arg(long, value_name = "N", requires = "policy", help_heading = "Ranks that change")]
+    #[arg(long, value_name = "N", requires = "mover", help_heading = "Ranks that change")]
     rank_budget: Option<u32>,
     /// Share of the parameters of all adapters that may stay awake, in the place of --rank-budget
     #[arg(
         long,
         value_name = "SHARE",
-        requires = "policy",
+        requires = "mover",
         conflicts_with = "rank_budget",
         help_heading = "Ranks that change"
     )]
     budget: Option<f64>,
     /// Components a slice can have [default: twice its rank]
-    #[arg(long, value_name = "N", requires = "policy", help_heading = "Ranks that change")]
+    #[arg(long, value_name = "N", requires = "mover", help_heading = "Ranks that change")]
     max_rank: Option<u32>,
     /// Updates between decisions
     #[arg(
@@ -224,6 +224,7 @@ pub struct CreateArgs {
         visible_alias = "dynamic-rank-interval",
         value_name = "N",
         default_value_t = 25,
+        requires = "mover",
         help_heading = "Ranks that change"
     )]
     rank_interval: u32,
@@ -233,11 +234,12 @@ pub struct CreateArgs {
         visible_alias = "dynamic-rank-warmup",
         value_name = "N",
         default_value_t = 50,
+        requires = "mover",
         help_heading = "Ranks that change"
     )]
     rank_warmup: u32,
     /// Rise of the loss of a batch, nats per token, beyond which a change is taken back
-    #[arg(long, value_name = "NATS", default_value_t = 0.02, help_heading = "Ranks that change")]
+    #[arg(long, value_name = "NATS", default_value_t = 0.02, requires = "mover", help_heading = "Ranks that change")]
     max_rank_rise: f64,
     #[command(flatten)]
     rules: RuleArgs,

@@ -36,8 +36,9 @@ pub fn begin(options: Options, force: bool, store: &Store, g: &Global) -> anyhow
         .ok()
         .and_then(|s| s.parse::<u64>().ok())
         .map_or_else(now, crate::plastic::step::utc);
+    prepared.begun.force = force;
     dir.create(&prepared.begun)?;
-    drive(prepared, &dir, force, store, &lock, g)
+    drive(prepared, &dir, store, &lock, g)
 }
 
 /// Goes on with a training.
@@ -53,6 +54,13 @@ pub fn resume(name: &str, store: &Store, g: &Global) -> anyhow::Result<ExitCode>
     let begun = dir.begun()?;
     if begun.options.name != name {
         bail!("{}: is a training of {}", dir.path().display(), begun.options.name);
+    }
+    begun.options.check().map_err(|why| anyhow::anyhow!("{}: {why}", dir.path().display()))?;
+    if store.has(name) && !begun.force {
+        bail!(
+            "{}: there is a pack {name} by now, which the training would replace; give it another name with `plastic-host packs rename`, or delete it",
+            store.root().display()
+        );
     }
     let mut prepared = prepare(begun.options.clone(), store, g)?;
     for (what, then, now) in [
@@ -70,7 +78,22 @@ pub fn resume(name: &str, store: &Store, g: &Global) -> anyhow::Result<ExitCode>
     if !g.quiet && !g.json {
         note!("goes on after update {} of {}", prepared.trainer.step(), prepared.begun.options.steps);
     }
-    drive(prepared, &dir, true, store, &lock, g)
+    drive(prepared, &dir, store, &lock, g)
+}
+
+/// Deletes an unfinished training.
+pub fn discard(name: &str, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
+    let dir = TrainingDir::of(store, name)?;
+    let _lock = store.lock(name)?;
+    if !dir.is_there() {
+        bail!("{}: no unfinished training of {name}", store.root().display());
+    }
+    dir.remove()?;
+    match g.json {
+        true => say!("{}", serde_json::json!({ "discarded": name })),
+        false => say!("deleted the unfinished training of {name}"),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A training whose model and texts are loaded.
@@ -132,7 +155,7 @@ fn prepare(mut options: Options, store: &Store, g: &Global) -> anyhow::Result<Pr
         // A resumed training may run from another directory.
         options.base = std::path::absolute(&options.base)?.display().to_string();
     }
-    let begun = Begun::new(options, base_sha256, rows_sha256, String::new());
+    let begun = Begun::new(options, base_sha256, rows_sha256);
     Ok(Prepared { trainer, begun, base_id: base.id, text, interrupt, parameters })
 }
 
@@ -184,7 +207,6 @@ fn hold_back(rows: &mut Vec<Window>, options: &Options) -> Vec<Window> {
 fn drive(
     mut p: Prepared,
     dir: &TrainingDir,
-    force: bool,
     store: &Store,
     lock: &crate::atomic::Lock,
     g: &Global,
@@ -251,7 +273,8 @@ fn drive(
     if let Some(history) = history {
         crate::atomic::write_file(&keep("ranks.svg"), history.svg().as_bytes())?;
     }
-    let path = store.put_with(&pack, force, lock, &[keep("metrics.jsonl"), keep("ranks.jsonl"), keep("ranks.svg")])?;
+    let path =
+        store.put_with(&pack, p.begun.force, lock, &[keep("metrics.jsonl"), keep("ranks.jsonl"), keep("ranks.svg")])?;
     dir.remove()?;
     report(&pack, &path, &ended, begun.elapsed().as_secs_f64(), g)?;
     Ok(ExitCode::SUCCESS)

@@ -215,20 +215,43 @@ impl Bank {
         let mut next = |name: &str| take(&format!("{key}.{name}"));
         let awake = next("awake")?;
         let awake: Vec<u32> = floats(&awake.as_dtype(mlx::Dtype::Float32)?)?.iter().map(|n| *n as u32).collect();
-        let mut memory = |name: &str| -> Result<Memory> {
-            Ok(Memory { first: next(&format!("{name}.first"))?, second: next(&format!("{name}.second"))? })
-        };
-        let mut memories = vec![memory("a")?, memory("b")?];
-        if self.live.magnitude.is_some() {
-            memories.push(memory("m")?);
-            self.live.magnitude = Some(next("m")?);
+        let wrong = |what: &str| Error::Other(format!("{key}: its checkpoint has {what}; begin the training again"));
+        if !awake.windows(2).all(|w| w[0] < w[1]) || awake.last().is_some_and(|n| *n as usize >= self.capacity) {
+            return Err(wrong("impossible components"));
         }
-        (self.live.a, self.live.b, self.memory) = (next("a")?, next("b")?, memories);
+        let r = awake.len() as i32;
+        let (rows, cols) = (self.live.a.dim(0), self.live.b.dim(1));
         let sgd = self.memory[0].second.ndim() == 1;
+        let mut shaped = |name: &str, shape: &[i32]| -> Result<Array> {
+            let a = next(name)?;
+            match a.shape() == shape && a.dtype() == mlx::Dtype::Float32 {
+                true => Ok(a),
+                false => Err(wrong(&format!("{name} of shape {:?} in the place of {shape:?}", a.shape()))),
+            }
+        };
+        let mut part = |name: &str, shape: &[i32]| -> Result<(Array, Memory)> {
+            let second: &[i32] = if sgd { &[1] } else { shape };
+            let first = shaped(&format!("{name}.first"), shape)?;
+            Ok((shaped(name, shape)?, Memory { first, second: shaped(&format!("{name}.second"), second)? }))
+        };
+        let (a, of_a) = part("a", &[rows, r])?;
+        let (b, of_b) = part("b", &[r, cols])?;
+        let mut memories = vec![of_a, of_b];
+        if self.live.magnitude.is_some() {
+            let (m, of_m) = part("m", &[rows])?;
+            memories.push(of_m);
+            self.live.magnitude = Some(m);
+        }
+        (self.live.a, self.live.b, self.memory) = (a, b, memories);
         self.asleep.clear();
         for n in (0..self.capacity as u32).filter(|n| awake.binary_search(n).is_err()) {
             let mut side = |side: &str| -> Result<[Vec<f32>; 3]> {
-                let mut part = |p: usize| floats(&next(&format!("asleep.{n}.{side}{p}"))?);
+                let length = if side == "a" { rows } else { cols } as usize;
+                let mut part = |p: usize| -> Result<Vec<f32>> {
+                    let name = format!("asleep.{n}.{side}{p}");
+                    let v = floats(&next(&name)?.as_dtype(mlx::Dtype::Float32)?)?;
+                    if v.len() == length { Ok(v) } else { Err(wrong(&format!("{name} of length {}", v.len()))) }
+                };
                 Ok([part(0)?, part(1)?, if sgd { Vec::new() } else { part(2)? }])
             };
             self.asleep.push((n, Sleeper { a: side("a")?, b: side("b")? }));

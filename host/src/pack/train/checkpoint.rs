@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Schema of the files.
 const SCHEMA: u32 = 1;
+/// Most bytes of metrics that are read.
+const MAX_LINES: u64 = 1 << 30;
 
 /// What a training began with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,13 +31,22 @@ pub struct Begun {
     pub rows_sha256: String,
     /// When, RFC 3339.
     pub time: String,
+    /// Whether a pack of this name may be replaced.
+    pub force: bool,
+    /// SHA-256 of the options: an edited record is noticed.
+    pub options_sha256: String,
 }
 
 impl Begun {
-    /// Now.
-    pub fn new(options: Options, base_sha256: String, rows_sha256: String, time: String) -> Begun {
-        Begun { schema: SCHEMA, options, base_sha256, rows_sha256, time }
+    /// A training that begins.
+    pub fn new(options: Options, base_sha256: String, rows_sha256: String) -> Begun {
+        let options_sha256 = digest(&options);
+        Begun { schema: SCHEMA, options, base_sha256, rows_sha256, time: String::new(), force: false, options_sha256 }
     }
+}
+
+fn digest(options: &Options) -> String {
+    crate::model::hash::sha256(&serde_json::to_vec(options).unwrap_or_default())
 }
 
 /// The numbers of a state; the arrays lie beside them.
@@ -118,9 +129,15 @@ impl TrainingDir {
         let bytes = atomic::read_bounded(&path, 1 << 20).map_err(FileError::at("reading", &path))?;
         let begun: Begun = serde_json::from_slice(&bytes)
             .map_err(|e| Error::file(&path, format!("is no record of a training ({e}); begin it again")))?;
-        match begun.schema == SCHEMA {
+        if begun.schema != SCHEMA {
+            return Err(Error::file(&path, "is of another version of this program; begin the training again"));
+        }
+        match begun.options_sha256 == digest(&begun.options) {
             true => Ok(begun),
-            false => Err(Error::file(&path, "is of another version of this program; begin the training again")),
+            false => Err(Error::file(
+                &path,
+                "its options were changed after the training began; put them back, or begin it again",
+            )),
         }
     }
 
@@ -163,6 +180,11 @@ impl TrainingDir {
         crate::model::safetensors::read_header(&path)?;
         let mut all = Array::load_safetensors(&path).map_err(|e| damaged(e.to_string()))?;
         mlx::eval(all.values())?;
+        for (name, a) in all.iter().filter(|(_, a)| a.size() > 0 && a.dtype() == Dtype::Float32) {
+            if super::bank::floats(a)?.iter().any(|x| !x.is_finite()) {
+                return Err(damaged(format!("{name} is not finite")));
+            }
+        }
         let text = all.remove("state").ok_or_else(|| damaged("it has no state".into()))?;
         let text = text.try_as_slice::<u8>().map_err(|e| damaged(e.to_string()))?;
         let state: State = serde_json::from_slice(text).map_err(|e| damaged(e.to_string()))?;
@@ -175,7 +197,11 @@ impl TrainingDir {
                 return Err(damaged(format!("its best {key} is incomplete")));
             };
             let magnitude = take("magnitude").as_ref().map(super::bank::floats).transpose()?;
-            let alpha = super::bank::floats(&alpha.as_dtype(Dtype::Float32)?.reshape(&[1])?)?[0];
+            if a.ndim() != 2 || b.ndim() != 2 || a.dim(1) != b.dim(0) || alpha.size() != 1 {
+                return Err(damaged(format!("its best {key} has impossible shapes")));
+            }
+            let alpha = super::bank::floats(&alpha.as_dtype(Dtype::Float32)?.reshape(&[1])?)?;
+            let alpha = alpha.first().copied().unwrap_or_default();
             best.insert(key, Adapter { a: Matrix::from_array(&a)?, b: Matrix::from_array(&b)?, alpha, magnitude });
         }
         Ok(Some((state, all, best)))
@@ -198,8 +224,8 @@ impl TrainingDir {
     /// When it cannot be read or written.
     pub fn lines(&self, name: &str, step: u32) -> Result<Lines> {
         let path = self.0.join(name);
-        let old = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let old = match atomic::read_bounded(&path, MAX_LINES) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(FileError::at("reading", &path)(e).into()),
         };

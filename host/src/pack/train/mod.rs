@@ -210,6 +210,19 @@ impl Trainer {
         for (bank, t) in self.banks.iter_mut().zip(&self.targets) {
             bank.restore(&t.key, &mut |name| tensors.remove(name).ok_or_else(|| missing(name)))?;
         }
+        let damaged = |what: String| Error::file(dir.path(), format!("its state {what}; begin the training again"));
+        if let Some(name) = tensors.keys().next() {
+            return Err(damaged(format!("has {name}, which belongs to nothing")));
+        }
+        for (key, a) in &best {
+            let fits = |t: &&Target| t.key == *key && (a.a.rows, a.b.cols) == (t.rows, t.cols);
+            if !self.targets.iter().any(|t| fits(&t)) || !a.alpha.is_finite() {
+                return Err(damaged(format!("has a best {key} that is none of this training")));
+            }
+        }
+        if state.step > self.options.steps || best.is_empty() != state.best.is_none() {
+            return Err(damaged(format!("is after update {} of {}", state.step, self.options.steps)));
+        }
         if let (Some(g), Some(kept)) = (&mut self.governor, &state.ranks) {
             g.restore(kept)?;
         }
@@ -238,7 +251,9 @@ impl Trainer {
     /// # Errors
     /// When a loss or gradient is no number, MLX fails, or the disk is full. `Ok(None)` on interruption.
     pub fn run(&mut self, dir: &TrainingDir, watcher: &mut dyn Watcher) -> Result<Option<Ended>> {
-        let mut lines = dir.lines("metrics.jsonl", self.state.step)?;
+        let anew = self.state.step == 0 && self.state.base_loss.is_none();
+        let mut lines =
+            if anew { dir.lines_anew("metrics.jsonl")? } else { dir.lines("metrics.jsonl", self.state.step)? };
         let mut history = match self.governor {
             Some(_) => Some(dir.lines("ranks.jsonl", self.state.step)?),
             None => None,
@@ -443,14 +458,20 @@ impl Trainer {
     /// The gradients of all batches of an update together, of the mean loss over all their tokens.
     fn gradients(&mut self, step: u32) -> Result<Gradients> {
         let n = self.options.accumulate as u64;
-        let batches = (0..n).map(|i| self.batches.get(u64::from(step - 1) * n + i)).collect::<Result<Vec<_>>>()?;
-        let counted: usize = batches.iter().map(|b| b.counted).sum();
+        let number = |i: u64| u64::from(step - 1) * n + i;
+        // One at a time: only the count of all of them is needed first.
+        let mut counted = 0;
+        for i in 0..n {
+            counted += self.batches.get(number(i))?.counted;
+        }
         let live: Vec<Live> = self.banks.iter().map(|b| b.live.clone()).collect();
         let scales = self.scales();
         let norms = self.norms(&scales)?;
-        let mut sum = Gradients { loss: 0.0, arrays: Vec::new(), counted, run: batches.iter().map(|b| b.run).sum() };
-        for (i, batch) in batches.iter().enumerate() {
-            let seed = mixed(self.options.seed, u64::from(step) * n + i as u64);
+        let mut sum = Gradients { loss: 0.0, arrays: Vec::new(), counted, run: 0 };
+        for i in 0..n {
+            let batch = self.batches.get(number(i))?;
+            sum.run += batch.run;
+            let seed = mixed(self.options.seed, u64::from(step) * n + i);
             let pass = Pass {
                 model: &self.model,
                 targets: &self.targets,
@@ -461,7 +482,7 @@ impl Trainer {
                 recompute: self.options.recompute,
                 gates: None,
             };
-            let (loss, arrays) = pass.gradients(batch, 1.0 / counted.max(1) as f64)?;
+            let (loss, arrays) = pass.gradients(&batch, 1.0 / counted.max(1) as f64)?;
             sum.loss += loss / counted.max(1) as f64;
             sum.arrays = match sum.arrays.is_empty() {
                 true => arrays,

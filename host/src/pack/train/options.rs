@@ -172,7 +172,8 @@ impl Options {
     pub fn check(&self) -> Result<(), String> {
         let share = |flag: &str, x: f64, below: f64| match (0.0..below).contains(&x) {
             true => Ok(()),
-            false => Err(format!("{flag} {x}: expected at least 0 and less than {below}")),
+            false if below == f64::MAX => Err(format!("{flag} {x:?}: expected a finite number, 0 or more")),
+            false => Err(format!("{flag} {x:?}: expected at least 0 and less than {below}")),
         };
         let least = |flag: &str, x: u64, least: u64| match x >= least {
             true => Ok(()),
@@ -181,6 +182,11 @@ impl Options {
         least("--steps", self.steps.into(), 1)?;
         least("--batch-size", self.batch as u64, 1)?;
         least("--grad-accumulation", self.accumulate as u64, 1)?;
+        for (flag, n) in [("--batch-size", self.batch), ("--grad-accumulation", self.accumulate)] {
+            if n > 1 << 20 {
+                return Err(format!("{flag} {n}: expected at most {}", 1 << 20));
+            }
+        }
         least("--sequence-length", self.sequence_length as u64, 2)?;
         least("--rank", self.rank.into(), 1)?;
         if let Some(a) = self.auto.filter(|a| !(a.share > 0.0 && a.share <= 1.0)) {
