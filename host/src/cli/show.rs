@@ -383,7 +383,10 @@ pub fn thinned(t: &Thinned) -> String {
     format!("{} of {} were used, evenly spread", DecimalBytes(t.bytes), DecimalBytes(t.of))
 }
 
-/// `42 MB` (10⁶ bytes).
+/// `42 MB` (10⁶ bytes), `0.92 MB` where there are few.
 pub fn megabytes(n: u64) -> String {
-    format!("{:.0} MB", n as f64 / 1e6)
+    match n as f64 / 1e6 {
+        few if few < 9.95 => format!("{few:.2} MB"),
+        many => format!("{many:.0} MB"),
+    }
 }

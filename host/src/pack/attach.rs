@@ -72,8 +72,9 @@ pub fn prepare(model: &Model, packs: &[(&Pack, f32)]) -> Result<Attachment> {
             [(pack, a, weight)] => single(model, position, pack, a, *weight)?,
             many => {
                 if let Some((pack, ..)) = many.iter().find(|(_, a, _)| a.magnitude.is_some()) {
-                    let reason =
-                        format!("{name}: a DoRA pack cannot share a slice with another pack; merge or fuse it first");
+                    let reason = format!(
+                        "{name}: a DoRA pack cannot share a slice with another pack; fuse it into a checkpoint of its own first (`packs apply --fuse`), or use one of them"
+                    );
                     return Err(Error::fit(pack.name(), reason));
                 }
                 let what = "joining packs";

@@ -192,7 +192,7 @@ pub struct CreateArgs {
     #[arg(long, conflicts_with = "policy", group = "mover", help_heading = "Ranks that change")]
     dynamic_rank: bool,
     /// Rank at the beginning, with --dynamic-rank
-    #[arg(long, value_name = "N", default_value_t = 4, hide = true)]
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "dynamic_rank", help_heading = "Ranks that change")]
     dynamic_initial_rank: u32,
     /// No rank below this, with --dynamic-rank
     #[arg(long, value_name = "N", default_value_t = 2, hide = true)]
@@ -203,7 +203,7 @@ pub struct CreateArgs {
     /// Share of the strongest signal at which a slice shrinks, with --dynamic-rank
     #[arg(long, value_name = "SHARE", default_value_t = 0.03, hide = true)]
     dynamic_prune_threshold: f64,
-    /// Components that may be awake in all slices together [default: as many as at the beginning]
+    /// Components that may be awake in all slices together [default: as many as at the beginning; any number with --dynamic-rank]
     #[arg(long, value_name = "N", requires = "mover", help_heading = "Ranks that change")]
     rank_budget: Option<u32>,
     /// Share of the parameters of all adapters that may stay awake, in the place of --rank-budget
@@ -241,14 +241,14 @@ pub struct CreateArgs {
     /// Rise of the loss of a batch, nats per token, beyond which a change is taken back
     #[arg(long, value_name = "NATS", default_value_t = 0.02, requires = "mover", help_heading = "Ranks that change")]
     max_rank_rise: f64,
-    #[command(flatten)]
-    rules: RuleArgs,
     /// Free text to keep with the pack
     #[arg(long, value_name = "TEXT", default_value = "")]
     notes: String,
     /// Replace a pack of this name, or an unfinished training of it
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    rules: RuleArgs,
 }
 
 fn on_off(text: &str) -> Result<bool, String> {

@@ -46,7 +46,7 @@ pub fn run(args: &ExportArgs, store: &Store, g: &Global) -> anyhow::Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     say!(
-        "{}: {} as {}: {} adapters of rank {}, {:.2} MB",
+        "{}: {} as {}: {} adapters of rank {} at most, {:.2} MB",
         made.dir.display(),
         name,
         made.format.name(),

@@ -230,6 +230,13 @@ fn drive(
             }
         );
     }
+    if let Some(r) = o.ranks_by.as_ref().filter(|r| r.warmup.max(1) > o.steps) {
+        tracing::warn!(
+            "no decision about ranks will be taken: the first comes after update {} (--rank-warmup), and there are {} (--steps)",
+            r.warmup.max(1),
+            o.steps
+        );
+    }
     let bar = ui::bar(g, u64::from(o.steps), "training");
     bar.set_position(u64::from(p.trainer.step()));
     bar.reset_eta();
@@ -364,6 +371,7 @@ impl Watcher for Screen<'_> {
     }
 
     fn scoring(&mut self, done: usize, of: usize) {
+        // The bar counts updates; while windows are scored it has no time left to tell.
         self.bar.set_message(if done == of { "training".to_owned() } else { format!("validating {done}/{of}") });
     }
 

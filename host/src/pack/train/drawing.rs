@@ -38,8 +38,9 @@ impl History {
         const TOP: usize = 110;
         let (row, column) =
             (if self.slices.len() > 60 { 7 } else { 12 }, (560 / self.columns.len().max(1)).clamp(6, 60));
-        let (w, h) = (LEFT + column * self.columns.len() + 30, TOP + row * self.slices.len() + 40);
-        let most = f64::from(self.most.iter().copied().max().unwrap_or(1).max(1));
+        let (w, h) = ((LEFT + column * self.columns.len() + 30).max(360), TOP + row * self.slices.len() + 40);
+        let seen = self.columns.iter().flat_map(|(_, _, ranks)| ranks).copied().max();
+        let most = f64::from(seen.unwrap_or(1).max(1));
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" font-family=\"sans-serif\" font-size=\"9\" fill=\"#333\">\n\
              <rect width=\"{w}\" height=\"{h}\" fill=\"#fff\"/>\n<text x=\"10\" y=\"18\" font-size=\"13\">Awake components by slice and update</text>\n"
