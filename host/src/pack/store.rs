@@ -56,7 +56,7 @@ pub fn check_name(name: &str) -> Result<()> {
     let ok = !name.is_empty() && name.len() <= 100 && name.bytes().all(plain) && !name.starts_with(['.', '-']);
     match ok && name != ACTIVE {
         true => Ok(()),
-        false => Err(Error::Name(format!(
+        false => Err(Error::Usage(format!(
             "{name:?} is no name for a pack; use letters, digits, '-', '_' and '.', and begin with a letter, a digit or '_'"
         ))),
     }
@@ -72,6 +72,11 @@ impl Store {
     /// The root.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether a name in the root is that of a record, a lock or work in progress.
+    pub fn is_record(&self, name: &str) -> bool {
+        name == ACTIVE || name.starts_with('.')
     }
 
     /// The directory of a pack, there or not.

@@ -1,7 +1,6 @@
 //! `plastic-host packs bakeoff`: several ways to train, over several seeds, compared on held-out text.
 
-use super::subject;
-use super::{Global, locate, table};
+use super::{Global, locate, output, table};
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::locate::Purpose;
@@ -12,6 +11,7 @@ use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer, layout};
 use crate::pack::bakeoff::trial::{Kitchen, Trial};
 use crate::pack::bakeoff::verdict::{self, ArmResult};
+use crate::pack::Store;
 use crate::pack::bakeoff::{Spec, overlap, picture};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
@@ -75,9 +75,18 @@ struct Document<'a> {
 ///
 /// # Errors
 /// When the spec, a text or the base is wrong, or the texts overlap. A failed trial is none.
-pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
+pub fn run(args: &BakeoffArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let path = args.spec.as_ref().or(args.spec_option.as_ref()).context("name a spec")?;
     let spec = Spec::read(path)?;
+    let dir = args.out.clone().unwrap_or_else(|| Path::new("bakeoffs").join(&spec.name));
+    if !args.dry_run || dir.exists() {
+        output::check_directory(store, "--out", &dir)?;
+    }
+    if !args.dry_run {
+        let results = dir.join("results.json");
+        let outputs = [("--out", Some(&results)), ("--svg", args.svg.as_ref())];
+        output::check(store, &outputs, &[path, &spec.data, &spec.eval])?;
+    }
     let data = data::load(&locate::text(&spec.data, "", "data in the spec", Purpose::Learn, g)?)?;
     let mut eval = data::load(&locate::text(&spec.eval, "", "eval in the spec", Purpose::Judge, g)?)?;
     if let Some(o) = overlap::find(&data.texts(), &eval.texts()) {
@@ -90,15 +99,10 @@ pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
             o.passage
         );
     }
-    let dir = args.out.clone().unwrap_or_else(|| Path::new("bakeoffs").join(&spec.name));
     let program = std::env::current_exe().context("finding this program")?;
     let mut kitchen = Kitchen { spec: &spec, dir: &dir, program: &program, fingerprint: String::new() };
     if args.dry_run {
         return plan(&kitchen, g);
-    }
-    subject::check_output("--out", &dir.join("results.json"))?;
-    if let Some(svg) = &args.svg {
-        subject::check_output("--svg", svg)?;
     }
     let lock = crate::atomic::Lock::try_of_directory(&dir)?;
     let _lock = lock.with_context(|| format!("{}: another bake-off is at work there", dir.display()))?;

@@ -1,6 +1,6 @@
 //! `plastic-host packs rank-map …`: maps of ranks, and controls of equal budget.
 
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::cli::base;
 use crate::mlx;
 use crate::model::{LoadOptions, Model};
@@ -137,6 +137,8 @@ struct Source {
 
 impl MapArgs {
     fn open(&self, store: &Store, g: &Global) -> anyhow::Result<Source> {
+        let inputs: Vec<&Path> = self.map.iter().map(Path::new).collect();
+        output::check(store, &[("--out", self.out.as_ref())], &inputs)?;
         let named = self.pack.as_deref().or(self.source_pack.as_deref());
         let (name, own, shapes, profile) = match (named, &self.base) {
             (Some(name), _) => {

@@ -1,7 +1,6 @@
 //! `plastic-host packs route`: requests with domains, each answered with its domain's pack.
 
-use super::subject;
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::ui;
@@ -140,9 +139,7 @@ pub fn run(args: &RouteArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
         note!("error: --ttl-seconds, --sleep-between and --max-memory-mb are numbers of 0 or more");
         return Ok(ExitCode::from(2));
     }
-    if let Some(out) = &args.out {
-        subject::check_output("--out", out)?;
-    }
+    output::check(store, &[("--out", args.out.as_ref())], &[&args.input, args.domain_map.as_ref()])?;
     let map = DomainMap::read(&args.domain_map)?;
     let requests = domains::read(&args.input)?;
     // A pack that is missing fails its own requests; that all are missing is a mistake in the map.
