@@ -123,7 +123,10 @@ impl Store {
             true => Ok(pack),
             false => Err(Error::file(
                 &dir.join(META),
-                format!("says its pack is called {:?}; `packs rename {name} {name}` makes it say {name}", pack.meta.pack_name),
+                format!(
+                    "says its pack is called {:?}; `packs rename {name} {name}` makes it say {name}",
+                    pack.meta.pack_name
+                ),
             )),
         }
     }
@@ -241,7 +244,8 @@ impl Store {
         self.all_active()?;
         // Out of the way first, so that nobody reads half a pack.
         let mut moved: Vec<(PathBuf, PathBuf)> = Vec::with_capacity(names.len());
-        let back = |moved: &[(PathBuf, PathBuf)]| moved.iter().for_each(|(dir, grave)| drop(std::fs::rename(grave, dir)));
+        let back =
+            |moved: &[(PathBuf, PathBuf)]| moved.iter().for_each(|(dir, grave)| drop(std::fs::rename(grave, dir)));
         for name in names {
             let (dir, grave) = (self.ours(name)?, self.root.join(format!(".{name}.removed")));
             // What an earlier call left there.
@@ -278,7 +282,8 @@ impl Store {
         }
         let _locks = (self.lock(from)?, self.lock(to)?);
         if self.has(to) {
-            let taken = format!("{}: there is a pack {to} already; choose another name, or remove it first", new.display());
+            let taken =
+                format!("{}: there is a pack {to} already; choose another name, or remove it first", new.display());
             return Err(Error::Name(taken));
         }
         // Everything that can fail comes before the pack is moved: the record is read, the metadata are written.

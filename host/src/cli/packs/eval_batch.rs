@@ -136,7 +136,8 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
             (Ok(sizes), Ok(thinking), Some(limits)) if usable(args, limits, g) => (sizes, thinking, limits),
             (sizes, thinking, _) => {
                 let thinking: Result<Thinking, String> = thinking;
-                sizes.err().into_iter().chain(thinking.err()).for_each(|e| note!("error: {e}"));
+                sizes.err().iter().for_each(|e| note!("error: --batch-size {}: {e}", args.batch_size));
+                thinking.err().iter().for_each(|e| note!("error: --thinking {}: {e}", args.thinking));
                 return Ok(ExitCode::from(2));
             }
         };

@@ -4,9 +4,9 @@ use super::apply::{Fitted, shown};
 use super::{Global, output, table};
 use crate::cli::ui;
 use crate::model::{LoadOptions, Model};
-use crate::pack::{Store, attach};
 use crate::pack::fuse::{Bits, Fate, Fusion};
 use crate::pack::probe::{self, Difference};
+use crate::pack::{Store, attach};
 use std::path::PathBuf;
 
 /// Slices that are listed where there are more.

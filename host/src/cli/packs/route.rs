@@ -136,7 +136,7 @@ impl Packs for Served<'_> {
 pub fn run(args: &RouteArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let seconds = [args.ttl_seconds, args.sleep_between, args.max_memory_mb.unwrap_or(0.0)];
     if seconds.iter().any(|s| !s.is_finite() || *s < 0.0 || *s > 1e9) {
-        note!("error: --ttl-seconds, --sleep-between and --max-memory-mb are numbers of 0 or more");
+        note!("error: --ttl-seconds, --sleep-between and --max-memory-mb are numbers from 0 to 1e9");
         return Ok(ExitCode::from(2));
     }
     output::check(store, &[("--out", args.out.as_ref())], &[&args.input, args.domain_map.as_ref()])?;
