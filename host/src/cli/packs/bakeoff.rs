@@ -1,9 +1,11 @@
 //! `plastic-host packs bakeoff`: several ways to train, over several seeds, compared on held-out text.
 
 use super::{Global, locate, output, table};
+use crate::cli::Cli;
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::locate::Purpose;
+use crate::cli::rules::RuleArgs;
 use crate::cli::ui;
 use crate::eval::data::{self, Cutting, Loss};
 use crate::eval::perplexity;
@@ -12,8 +14,9 @@ use crate::model::{LoadOptions, Model, Tokenizer, layout};
 use crate::pack::Store;
 use crate::pack::bakeoff::trial::{Kitchen, Trial};
 use crate::pack::bakeoff::verdict::{self, ArmResult};
-use crate::pack::bakeoff::{Spec, overlap, picture};
+use crate::pack::bakeoff::{Arm, Spec, overlap, picture};
 use anyhow::{Context, bail};
+use clap::{CommandFactory, FromArgMatches};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -101,7 +104,14 @@ pub fn run(args: &BakeoffArgs, store: &Store, g: &Global) -> anyhow::Result<Exit
     }
     let program = std::env::current_exe().context("finding this program")?;
     let mut kitchen = Kitchen { spec: &spec, dir: &dir, program: &program, fingerprint: String::new() };
+    for arm in &spec.arm {
+        check_arm(&kitchen, arm).with_context(|| format!("{}: arm {}", path.display(), arm.name))?;
+    }
     if args.dry_run {
+        // A base that would have to be fetched is not looked at.
+        if Path::new(&spec.base).exists() {
+            base::open(&Some(spec.base.clone()), g)?;
+        }
         return plan(&kitchen, g);
     }
     let lock = crate::atomic::Lock::try_of_directory(&dir)?;
@@ -181,6 +191,39 @@ pub fn run(args: &BakeoffArgs, store: &Store, g: &Global) -> anyhow::Result<Exit
         (true, false) => ExitCode::from(3),
         (true, true) => ExitCode::SUCCESS,
     })
+}
+
+/// That `packs create` takes the options of an arm, before hours go into the others.
+fn check_arm(kitchen: &Kitchen, arm: &Arm) -> anyhow::Result<()> {
+    let plain = |key: &str| key.starts_with(|c: char| c.is_ascii_lowercase()) && !key.contains([' ', '=']);
+    if let Some(key) = kitchen.spec.options(arm).keys().find(|key| !plain(key)) {
+        bail!("`create.{key}` is no option of packs create");
+    }
+    let line = kitchen.command(arm, kitchen.spec.seeds.first().copied().unwrap_or_default())?;
+    let parsed = Cli::command().try_get_matches_from(std::iter::once("plastic-host".to_owned()).chain(line));
+    let parsed = parsed.map_err(|e| {
+        let text = e.render().to_string();
+        let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        anyhow::anyhow!("{}", first.split_whitespace().collect::<Vec<_>>().join(" "))
+    })?;
+    let create = parsed.subcommand_matches("packs").and_then(|m| m.subcommand_matches("create"));
+    let create = create.context("is no training")?;
+    if create.get_one::<u32>("steps").is_some_and(|n| *n == 0) {
+        bail!("`steps` is 1 or more");
+    }
+    for key in ["batch_size", "grad_accumulation"] {
+        if create.get_one::<usize>(key).is_some_and(|n| *n == 0) {
+            bail!("`{key}` is 1 or more");
+        }
+    }
+    if let Some(x) = create.get_one::<f64>("learning_rate").filter(|x| !x.is_finite() || **x <= 0.0) {
+        bail!("`learning_rate` is {x}; expected a finite number above 0");
+    }
+    let loader = RuleArgs::from_arg_matches(create)?.loader()?;
+    for file in create.get_many::<PathBuf>("policy").into_iter().flatten() {
+        loader.policy(&locate::plugin(file, Some(&loader))?)?;
+    }
+    Ok(())
 }
 
 fn plan(kitchen: &Kitchen, g: &Global) -> anyhow::Result<ExitCode> {
