@@ -127,7 +127,7 @@ fn packs_are_looked_at_and_checked() {
     );
     p.fails(&["verify", "gamma"], 1, "no pack gamma");
     p.fails(&["inspect", "gamma"], 1, "no pack gamma");
-    p.fails(&["inspect", "../alpha"], 1, "is no name for a pack");
+    p.fails(&["inspect", "../alpha"], 2, "is no name for a pack");
     p.fails(&["inspect", "alpha", "--rank-tol", "2"], 2, "is a share");
     p.fails(&["inspect"], 2, "required");
 }
@@ -144,7 +144,7 @@ fn renamed_and_removed_packs_leave_use() {
     assert!(p.there("first") && !p.there("alpha"));
     assert_eq!(p.json(&["inspect", "first"])["active"], true);
     p.fails(&["rename", "first", "beta"], 1, "there is a pack beta already");
-    p.fails(&["rename", "first", "../x"], 1, "is no name for a pack");
+    p.fails(&["rename", "first", "../x"], 2, "is no name for a pack");
     p.fails(&["remove", "first", "nothing"], 1, "no pack nothing");
     assert!(p.there("first"), "none is deleted where one is not there");
     // As in mlx-plastic-rank, `remove` alone takes packs out of use and deletes none.
@@ -153,6 +153,93 @@ fn renamed_and_removed_packs_leave_use() {
     assert_eq!(p.json(&["remove"])["out_of_use"], json!([]));
     assert_eq!(p.json(&["remove", "--name", "first", "beta"])["deleted"], json!(["beta", "first"]));
     assert!(!p.there("first") && !p.there("beta"));
+}
+
+#[test]
+fn outputs_destroy_no_pack() {
+    let p = Packs::fixtures("pack-outputs");
+    std::fs::write(p.0.path("active.json"), "{}").unwrap();
+    let before = |name: &str| std::fs::read(p.0.path(name)).unwrap();
+    let kept = ["beta/meta.json", "beta/pack.safetensors", "active.json"].map(|n| (n, before(n)));
+    for (name, bytes) in &kept {
+        let file = p.0.path(name);
+        for verb in [
+            &["ledger", "alpha", "--out", &file][..],
+            &["ledger", "alpha", "--csv", &file],
+            &["inspect", "alpha", "--svg", &file],
+            &["rank-map", "extract", "alpha", "--out", &file],
+            &["ablate", "alpha", "--out", &file],
+            &["ablate", "alpha", "--csv", &file],
+            &["apply", "alpha", "--dry-run", "--out", &file],
+            &["eval", "--pack", "alpha", "--csv", &file],
+            &["eval-batch", "--pack", "alpha", "--out", &file],
+        ] {
+            p.fails(verb, 1, "name ");
+            assert_eq!(before(name), *bytes, "{verb:?}");
+        }
+    }
+    p.fails(&["eval", "--pack", "alpha", "--out", "/dev/null"], 1, "no regular file");
+    p.fails(&["apply", "alpha", "--fuse", &p.0.path("beta")], 1, "is a pack");
+    p.fails(&["export", "alpha", "--format", "peft", "--out", &p.0.path("beta/x")], 1, "lies in the pack");
+    let q = p.0.path("q.jsonl");
+    std::fs::write(&q, "{\"prompt\": \"a\"}\n").unwrap();
+    p.fails(&["route", "--domain-map", "t=alpha", "--input", &q, "--out", &q], 1, "is what is read");
+    for map in ["=b", "t=", "t=a,T=b"] {
+        p.fails(&["route", "--domain-map", map, "--input", &q], 2, "domain");
+    }
+}
+
+#[test]
+fn what_fails_leaves_packs_and_their_use_as_they_were() {
+    let p = Packs::fixtures("pack-whole");
+    let active = json!({ "h": [{ "pack": "alpha", "weight": 1.0 }, { "pack": "beta", "weight": 0.5 }] }).to_string();
+    std::fs::write(p.0.path("active.json"), &active).unwrap();
+    let lock = std::fs::File::create(p.0.path(".beta.lock")).unwrap();
+    lock.lock().unwrap();
+    p.fails(&["remove", "alpha", "beta"], 1, "pack beta is being written");
+    p.fails(&["remove", "beta"], 1, "pack beta is being written");
+    assert!(p.there("alpha") && p.there("beta"));
+    assert_eq!(std::fs::read_to_string(p.0.path("active.json")).unwrap(), active);
+    drop(lock);
+    // With a record that nobody can read, nothing is done either.
+    std::fs::write(p.0.path("active.json"), "{").unwrap();
+    p.fails(&["rename", "alpha", "gamma"], 1, "active.json");
+    p.fails(&["remove", "alpha"], 1, "active.json");
+    assert!(p.there("alpha") && !p.there("gamma"));
+    std::fs::write(p.0.path("active.json"), "{}").unwrap();
+    // A directory that was renamed by hand gets its name back.
+    std::fs::rename(p.0.path("alpha"), p.0.path("gamma")).unwrap();
+    p.fails(&["inspect", "gamma"], 1, "`packs rename gamma gamma`");
+    assert_eq!(p.json(&["rename", "gamma", "gamma"])["to"], "gamma");
+    p.json(&["inspect", "gamma"]);
+    p.fails(&["rename", "gamma", "gamma"], 1, "is called so already");
+    p.fails(&["rename", "gamma", "beta"], 1, "remove it first");
+    // What lies in the way of a removal from before does not matter.
+    std::fs::write(p.0.path(".gamma.removed"), "").unwrap();
+    assert_eq!(p.json(&["remove", "gamma"])["deleted"], json!(["gamma"]));
+}
+
+#[test]
+fn a_directory_of_packs_that_is_none_is_said() {
+    let p = Packs::fixtures("pack-root");
+    let file = p.0.path("alpha/meta.json");
+    for root in [file.as_str(), "/dev/null", &p.0.path("nowhere")] {
+        for verb in [&["list"][..], &["verify"], &["remove"]] {
+            let r = ran(host().arg("packs").args(verb).args(["--packs", root]));
+            r.refuses(1, "is no directory of packs");
+        }
+    }
+}
+
+#[test]
+fn impossible_ranks_are_refused() {
+    let p = Packs::fixtures("pack-ranks");
+    for verb in ["random", "shuffled", "extract"] {
+        p.fails(&["rank-map", verb, "alpha", "--fixed-rank", "4294967295"], 2, "can have");
+        p.fails(&["rank-map", verb, "alpha", "--map", "q:4294967295"], 2, "can have");
+    }
+    p.fails(&["rank-map", "extract", "alpha", "--map", "q"], 2, "neither a file nor a rule");
+    p.fails(&["rerank", "alpha", "--rank-map", ",", "--out-name", "x"], 2, "no rule");
 }
 
 #[test]

@@ -70,7 +70,10 @@ fn what_does_not_fit_is_refused_whole() {
     b.pack("a", &PLAIN);
     b.run(&["packs", "apply"]).refuses(2, "no pack named");
     b.run(&["packs", "apply", "b", "--base", "base"]).refuses(1, "no pack b");
-    b.run(&["packs", "apply", "../a", "--base", "base"]).refuses(1, "is no name for a pack");
+    b.run(&["packs", "apply", "../a", "--base", "base"]).refuses(2, "is no name for a pack");
+    b.run(&["packs", "apply", "a", "--base", "base", "--out", "/dev/null", "--activate"]).refuses(1, "no regular file");
+    b.run(&["packs", "apply", "a", "--base", "base", "--fuse", "base", "--force"]).refuses(1, "is the base itself");
+    assert!(b.store().all_active().unwrap().is_empty());
     b.run(&["packs", "apply", "a", "a:0.5", "--base", "base"]).refuses(1, "named twice");
     b.run(&["packs", "apply", "a:1e39", "--base", "base"]).refuses(2, "finite number");
     b.run(&["packs", "apply", "a:3e38", "--base", "base", "--activate"]).refuses(1, "not finite");
@@ -280,6 +283,34 @@ fn adapters_go_out_and_come_in() {
     assert!(!b.path("packs/x").exists());
     // An adapter of somebody else on a base that it does not fit.
     let mut config: Value = serde_json::from_slice(&fs::read(b.path("peft/adapter_config.json")).unwrap()).unwrap();
+    for (field, value, why) in [
+        ("target_modules", json!(5), "target_modules"),
+        ("target_modules", json!(["none_proj"]), "does not name"),
+        ("exclude_modules", json!(["q_proj"]), "exclude_modules"),
+    ] {
+        let mut wrong = config.clone();
+        wrong[field] = value;
+        fs::write(b.path("peft/adapter_config.json"), wrong.to_string()).unwrap();
+        b.run(&["packs", "import", "peft", "--name", "x", "--base", "base"]).refuses(1, why);
+    }
+    let mlx: Value = serde_json::from_slice(&fs::read(b.path("mlx-lm/adapter_config.json")).unwrap()).unwrap();
+    for (num_layers, keys, why) in [
+        (json!(1), json!(null), "num_layers"),
+        (json!(0), json!(null), "num_layers"),
+        (json!("x"), json!(null), "num_layers"),
+        (json!(-1), json!(["self_attn.none"]), "lora_parameters.keys"),
+        (json!(-1), json!(5), "lora_parameters.keys"),
+    ] {
+        let mut wrong = mlx.clone();
+        (wrong["num_layers"], wrong["lora_parameters"]["keys"]) = (num_layers, keys);
+        fs::write(b.path("mlx-lm/adapter_config.json"), wrong.to_string()).unwrap();
+        b.run(&["packs", "import", "mlx-lm", "--name", "x", "--base", "base"]).refuses(1, why);
+    }
+    let mut odd = mlx.clone();
+    odd["what_is_this"] = json!(7);
+    fs::write(b.path("mlx-lm/adapter_config.json"), odd.to_string()).unwrap();
+    let said = b.run(&["packs", "import", "mlx-lm", "--name", "odd", "--base", "base"]).done();
+    assert!(said.out.contains("passed over: what_is_this"), "{}", said.out);
     config["modules_to_save"] = "lm_head".into();
     fs::write(b.path("peft/adapter_config.json"), config.to_string()).unwrap();
     b.run(&["packs", "import", "peft", "--name", "x", "--base", "base"]).refuses(1, "modules_to_save");

@@ -210,14 +210,26 @@ fn a_bake_off_goes_on_where_it_stopped() {
     let overlapping = run(&spec(&eval, ""));
     overlapping.refuses(1, "share a passage");
 
+    // What no training takes is said before the first one.
+    for (option, why) in [
+        ("foo = 3", "--foo"),
+        ("\"-x --foo\" = 1", "is no option"),
+        ("optimizer = \"none-such\"", "none-such"),
+        ("learning_rate = nan", "learning_rate"),
+        ("dora = \"yes\"", "--dora"),
+        ("policy = \"plugins/perplexity.wasm\"", "perplexity"),
+    ] {
+        run(&spec(&train, &format!(", {option}"))).refuses(1, why);
+    }
+
     // One arm cannot be trained: the other one is done and kept.
-    let first = run(&spec(&train, ", optimizer = \"none-such\""));
+    let first = run(&spec(&train, ", from_pack = \"none-such\""));
     assert_eq!(first.code, Some(1), "{}", first.err);
     let of = first.json();
     assert_eq!((of["arms"][0]["seeds"].as_u64(), of["arms"][1]["seeds"].as_u64()), (Some(2), Some(0)));
     assert!(of["failed"][0]["reason"].as_str().unwrap_or_default().contains("none-such"), "{of}");
     // Called again, it has failed again: a failure is never taken for done.
-    assert_eq!(run(&spec(&train, ", optimizer = \"none-such\"")).code, Some(1));
+    assert_eq!(run(&spec(&train, ", from_pack = \"none-such\"")).code, Some(1));
     let second = run(&spec(&train, ""));
     assert_eq!(second.code, Some(0), "{}{}", second.out, second.err);
     let of = second.json();

@@ -206,7 +206,7 @@ fn bad_input_is_named() {
     says(&["--data", &write("bad.jsonl", "{\"text\": \"a\"}\n{oops\n")], 1, "bad.jsonl:2:");
     says(&["--data", &write("short.txt", "To be")], 1, "short.txt");
     says(&["--learning-rate", "1e30", "--grad-clip", "0", "--steps", "9", "--warmup", "0"], 1, "at a learning rate of");
-    says(&["--name", "../x"], 1, "is no name for a pack");
+    says(&["--name", "../x"], 2, "is no name for a pack");
     assert!(!dir.parent().expect("a parent").join("x").exists());
 }
 

@@ -36,10 +36,10 @@ impl FileError {
 fn remedy(e: &io::Error) -> &'static str {
     match e.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space, or name another disk (--out for a run, PLASTIC_CACHE for models), and run the command again"
+            "; free some space, or name another disk (--out for a run, --packs for packs, PLASTIC_CACHE for models), and run the command again"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; make it accessible, or name another place (--out for a run, PLASTIC_CACHE for models)"
+            "; make it accessible, or name another place (--out for a run, --packs for packs, PLASTIC_CACHE for models)"
         }
         _ => "",
     }

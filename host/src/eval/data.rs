@@ -222,7 +222,7 @@ impl Dataset {
         match out.windows.is_empty() {
             true if out.tail_tokens == out.tokens => Err(self.too_short(how.window, out.tokens)),
             true => Err(self.wrong(
-                "no token in it counts: no answer lies within a window; use --loss full or a longer --window".into(),
+                "no token in it counts: no answer lies within a window; use --loss full or longer windows (--window, with packs --sequence-length)".into(),
             )),
             false => Ok(out),
         }
@@ -231,8 +231,10 @@ impl Dataset {
     fn too_short(&self, window: usize, tokens: usize) -> Error {
         let n = self.rows.len();
         let advice = match tokens >= window {
-            true => "use a shorter --window (eval can also join documents with --pack)",
-            false => "use a shorter --window or more text (eval can also --keep-tail)",
+            true => "use shorter windows (--window, with packs --sequence-length) or join documents (eval --pack)",
+            false => {
+                "use shorter windows (--window, with packs --sequence-length) or more text (eval can also --keep-tail)"
+            }
         };
         self.wrong(format!(
             "none of its {n} document{} has {window} tokens ({tokens} in all), so there is no full window: {advice}",

@@ -31,8 +31,11 @@ pub struct Rows {
 /// When it cannot be read, or a line is not what it should be.
 pub fn read(path: &Path) -> Result<Rows> {
     let bytes = crate::atomic::read_bounded(path, MAX_FILE).map_err(FileError::at("reading", path))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Error::file(path, format!("is no UTF-8 text (byte {})", e.utf8_error().valid_up_to() + 1)))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes().iter().take(at).filter(|b| **b == b'\n').count();
+        Error::file(path, format!("is no UTF-8 text (line {line}, byte {})", at + 1))
+    })?;
     let mut out = Rows { rows: Vec::new(), unusable: 0 };
     for (i, line) in text.trim_start_matches('\u{FEFF}').lines().enumerate() {
         if line.trim().is_empty() {

@@ -29,6 +29,9 @@ pub enum Error {
     /// A name that is none, a pack that is not there, or one that is in the way.
     #[error("{0}")]
     Name(String),
+    /// A value that no flag can have.
+    #[error("{0}")]
+    Usage(String),
     /// A pack does not fit a model.
     #[error("pack {pack}: {reason}")]
     Fit {

@@ -472,6 +472,15 @@ impl Tensors<'_> {
         if let Some(m) = magnitude.as_ref().filter(|m| m.len() != a.rows) {
             return Err(self.bad(&at_m, format!("has {} entries; the adapter has {} outputs", m.len(), a.rows)));
         }
-        Ok(Adapter { a, b, alpha: stored, magnitude })
+        let adapter = Adapter { a, b, alpha: stored, magnitude };
+        // What an adapter can add to one entry of its slice.
+        let largest = |m: &Matrix| m.data.iter().fold(0f64, |most, x| most.max(x.to_f64().abs()));
+        let most = f64::from(stored) * largest(&adapter.a) * largest(&adapter.b);
+        if most > f64::from(f32::MAX) {
+            let reason =
+                format!("is {stored:e}, which makes the update overflow: the pack is damaged; train or fetch it again");
+            return Err(self.bad(&at_alpha, reason));
+        }
+        Ok(adapter)
     }
 }

@@ -298,7 +298,10 @@ impl<'a> Fusion<'a> {
 }
 
 /// That `out` may be written: not there, empty, or with `force` another checkpoint, but never the base.
-fn free(out: &Path, base: &Path, force: bool) -> Result<()> {
+///
+/// # Errors
+/// When it may not.
+pub fn free(out: &Path, base: &Path, force: bool) -> Result<()> {
     let real = |p: &Path| p.canonicalize().ok();
     if real(out).is_some() && real(out) == real(base) {
         return Err(Error::file(out, "is the base itself, which is never changed; name another directory"));

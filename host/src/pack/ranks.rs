@@ -17,6 +17,20 @@ pub type Ranks = BTreeMap<String, u32>;
 /// Outputs and inputs of each slice, by key.
 pub type Shapes = BTreeMap<String, (usize, usize)>;
 
+/// No slice has a larger rank.
+const MOST: u32 = 65_536;
+
+/// Refuses ranks that a slice cannot have: more than its rows or columns.
+///
+/// # Errors
+/// With the first one.
+pub fn check(ranks: &Ranks, shapes: &Shapes) -> std::result::Result<(), String> {
+    match ranks.iter().find(|(k, r)| **r > most(shapes, k)) {
+        Some((key, rank)) => Err(format!("rank {rank} is more than the {} that {key} can have", most(shapes, key))),
+        None => Ok(()),
+    }
+}
+
 /// Shapes of the adapters of a pack.
 pub fn of_pack(pack: &Pack) -> Shapes {
     pack.adapters.iter().map(|(k, a)| (k.clone(), (a.a.rows, a.b.cols))).collect()
@@ -57,6 +71,9 @@ pub fn read(path: &Path) -> Result<Ranks> {
         let rank = rank.as_u64().and_then(|r| u32::try_from(r).ok()).ok_or_else(|| {
             Error::file(path, format!("the rank of {name} is {rank}; expected a whole number, 0 or more"))
         })?;
+        if rank > MOST {
+            return Err(Error::file(path, format!("the rank of {name} is {rank}, more than any slice has")));
+        }
         out.insert(name.clone(), rank);
     }
     Ok(out)
@@ -73,7 +90,7 @@ pub fn parse(text: &str, shapes: &Shapes) -> Result<Ranks> {
         let read = read(path)?;
         return match read.keys().find(|k| !shapes.contains_key(*k)) {
             Some(k) => Err(Error::file(path, format!("names {k}, which is not there"))),
-            None => Ok(read),
+            None => check(&read, shapes).map(|()| read).map_err(|reason| Error::file(path, reason)),
         };
     }
     let mut out = Ranks::new();
@@ -81,11 +98,11 @@ pub fn parse(text: &str, shapes: &Shapes) -> Result<Ranks> {
         let (pattern, rank) = rule
             .rsplit_once(':')
             .and_then(|(p, r)| Some((p, r.parse::<u32>().ok()?)))
-            .ok_or_else(|| Error::Other(format!("{rule}: neither a file nor a rule such as q:4 or blocks.0.*:2")))?;
+            .ok_or_else(|| Error::Usage(format!("{rule}: neither a file nor a rule such as q:4 or blocks.0.*:2")))?;
         let mut any = false;
         for (key, shape) in shapes {
             let slice = meta(key, *shape);
-            if key::matches(pattern, &slice).map_err(Error::Other)? {
+            if key::matches(pattern, &slice).map_err(Error::Usage)? {
                 any = true;
                 out.insert(key.clone(), rank);
             }
@@ -94,6 +111,10 @@ pub fn parse(text: &str, shapes: &Shapes) -> Result<Ranks> {
             return Err(Error::Other(format!("{rule}: no adapter is called {pattern}")));
         }
     }
+    if out.is_empty() {
+        return Err(Error::Usage(format!("{text:?}: no rule; expected some such as q:4 or blocks.0.*:2, or a file")));
+    }
+    check(&out, shapes).map_err(|reason| Error::Usage(format!("{text}: {reason}")))?;
     Ok(out)
 }
 
@@ -118,8 +139,8 @@ pub fn fit(ranks: &Ranks, shapes: &Shapes, ladder: &[u32], budget: u64) -> Ranks
 }
 
 /// The largest rank of a slice.
-fn most(shapes: &Shapes, key: &str) -> u32 {
-    shapes.get(key).map_or(u32::MAX, |(o, i)| *o.min(i) as u32)
+pub fn most(shapes: &Shapes, key: &str) -> u32 {
+    shapes.get(key).map_or(MOST, |(o, i)| u32::try_from(*o.min(i)).unwrap_or(MOST))
 }
 
 fn fit_within(ranks: &Ranks, shapes: &Shapes, ladder: &[u32], budget: u64, most: &dyn Fn(&str) -> u32) -> Ranks {
@@ -129,8 +150,8 @@ fn fit_within(ranks: &Ranks, shapes: &Shapes, ladder: &[u32], budget: u64, most:
     while size(&ranks) > budget {
         let over = size(&ranks) - budget;
         let down = |(k, r): (&String, &u32)| {
-            let next = ladder.iter().rev().find(|l| **l < *r)?;
-            Some((k.clone(), *next, u64::from(r - next) * per(k)))
+            let next = below(ladder, *r)?;
+            Some((k.clone(), next, u64::from(r - next) * per(k)))
         };
         let steps: Vec<(String, u32, u64)> = ranks.iter().filter_map(down).collect();
         let ends = steps.iter().filter(|(_, _, saved)| *saved >= over).min_by_key(|(k, _, saved)| (*saved, k.clone()));
@@ -141,7 +162,7 @@ fn fit_within(ranks: &Ranks, shapes: &Shapes, ladder: &[u32], budget: u64, most:
     loop {
         let left = budget.saturating_sub(size(&ranks));
         let up = |(k, r): (&String, &u32)| {
-            let next = ladder.iter().find(|l| **l > *r)?;
+            let next = ladder.get(ladder.partition_point(|l| l <= r))?;
             let cost = u64::from(next - r) * per(k) + if *r == 0 { 4 } else { 0 };
             (cost <= left && *next <= most(k)).then(|| (k.clone(), *next, cost))
         };
@@ -151,12 +172,22 @@ fn fit_within(ranks: &Ranks, shapes: &Shapes, ladder: &[u32], budget: u64, most:
     }
 }
 
-/// A ladder for a map: the profile's where the ranks stand on it, else every rank up to twice the largest.
-pub fn ladder(ranks: &Ranks, profile: super::Profile) -> Vec<u32> {
+/// The next rank down an ascending ladder.
+fn below(ladder: &[u32], rank: u32) -> Option<u32> {
+    ladder.get(ladder.partition_point(|l| *l < rank).checked_sub(1)?).copied()
+}
+
+/// A ladder for a map: the profile's where the ranks stand on it, else every rank up to twice the largest, as far
+/// as some slice can have it.
+pub fn ladder(ranks: &Ranks, shapes: &Shapes, profile: super::Profile) -> Vec<u32> {
     let steps = profile.ladder();
     match ranks.values().all(|r| steps.contains(r)) {
         true => steps.to_vec(),
-        false => (1..=2 * ranks.values().copied().max().unwrap_or(1)).collect(),
+        false => {
+            let widest = ranks.keys().map(|k| most(shapes, k)).max().unwrap_or(1);
+            let largest = ranks.values().copied().max().unwrap_or(1);
+            (1..=largest.saturating_mul(2).min(widest)).collect()
+        }
     }
 }
 
@@ -184,7 +215,7 @@ pub fn shuffled(ranks: &Ranks, shapes: &Shapes, ladder: &[u32], budget: u64, see
 /// Steps of adapters drawn by chance until the budget is kept, then [`fit`] uses up what is left.
 fn spread(mut ranks: Ranks, shapes: &Shapes, ladder: &[u32], budget: u64, rng: &mut impl Rng) -> Ranks {
     while total(&ranks, shapes) > budget {
-        let down = |(k, r): (&String, &u32)| Some((k.clone(), *ladder.iter().rev().find(|l| **l < *r)?));
+        let down = |(k, r): (&String, &u32)| Some((k.clone(), below(ladder, *r)?));
         let steps: Vec<(String, u32)> = ranks.iter().filter_map(down).collect();
         let Some((key, rank)) = steps.choose(rng).cloned() else { break };
         ranks.insert(key, rank);
@@ -240,7 +271,7 @@ mod tests {
             .collect();
         let ranks: Ranks = shapes.keys().enumerate().map(|(i, k)| (k.clone(), [2, 4, 8][i % 3])).collect();
         let budget = total(&ranks, &shapes);
-        let ladder = ladder(&ranks, Profile::Lite);
+        let ladder = ladder(&ranks, &shapes, Profile::Lite);
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..20 {
             for control in [random, shuffled] {
@@ -254,6 +285,25 @@ mod tests {
             }
         }
         assert!(seen.len() > 35, "draws differ: {}", seen.len());
+    }
+
+    #[test]
+    fn no_rank_is_larger_than_its_slice() {
+        let shapes: Shapes = (0..30).map(|i| (format!("blocks.{i}.attn.q_proj"), (576, 576))).collect();
+        let all = |rank: u32| -> Ranks { shapes.keys().map(|k| (k.clone(), rank)).collect() };
+        assert!(check(&all(577), &shapes).unwrap_err().contains("more than the 576"));
+        for text in ["q:577", "q:4294967295"] {
+            assert!(parse(text, &shapes).unwrap_err().to_string().contains("more than the 576"), "{text}");
+        }
+        assert!(parse(",", &shapes).unwrap_err().to_string().contains("no rule"));
+        let ladder = ladder(&all(576), &shapes, Profile::Heavy);
+        assert_eq!(ladder.last(), Some(&576));
+        // The longest way down there is ends soon.
+        let budget = total(&all(4), &shapes);
+        for control in [random, shuffled] {
+            let drawn = control(&all(576), &shapes, &ladder, budget, 3);
+            assert!(total(&drawn, &shapes) <= budget);
+        }
     }
 
     #[test]
@@ -271,6 +321,8 @@ mod tests {
             ("{\"blocks.0.attn.q_proj\": 4.9}", "is 4.9; expected a whole number"),
             ("{\"rank_map\": {\"q\": 4}}", "q is no adapter key"),
             ("[1]", "expected a JSON object"),
+            ("{\"blocks.0.attn.q_proj\": 70000}", "more than any slice has"),
+            ("{\"blocks.0.attn.q_proj\": 4000}", "can have"),
             ("{", "is no JSON"),
             ("{\"blocks.9.attn.q_proj\": 4}", "which is not there"),
         ] {

@@ -6,7 +6,9 @@
 
 use super::error::{Error, Result};
 use crate::atomic::FileError;
-use serde::Serialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -35,10 +37,13 @@ impl DomainMap {
         }
         let mut map = DomainMap::default();
         for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let (domain, pack) = part
-                .split_once('=')
-                .ok_or_else(|| Error::Name(format!("{part:?} of the domain map is not of the form DOMAIN=PACK")))?;
-            map.add(domain, pack).map_err(Error::Name)?;
+            let halves = part.split_once('=').filter(|(domain, pack)| ![domain.trim(), pack.trim()].contains(&""));
+            let (domain, pack) = halves.ok_or_else(|| {
+                Error::Usage(format!(
+                    "{part:?} of the domain map is not of the form DOMAIN=PACK (core is the base alone)"
+                ))
+            })?;
+            map.add(domain, pack).map_err(Error::Usage)?;
         }
         Ok(map)
     }
@@ -49,14 +54,15 @@ impl DomainMap {
     /// What is wrong with it.
     pub fn from_json(bytes: &[u8]) -> std::result::Result<DomainMap, String> {
         let shape = "a JSON object such as {\"core\": null, \"taxi\": \"pack1\"}";
-        let json: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON ({e}); expected {shape}"))?;
-        let object = json.as_object().ok_or_else(|| format!("expected {shape}"))?;
+        let Entries(entries) = serde_json::from_slice(bytes).map_err(|e| match e.is_data() {
+            true => format!("expected {shape}"),
+            false => format!("is not valid JSON ({e}); expected {shape}"),
+        })?;
         let mut map = DomainMap::default();
-        for (domain, pack) in object {
+        for (domain, pack) in &entries {
             let pack = match pack {
-                serde_json::Value::Null => "",
-                serde_json::Value::String(pack) => pack,
+                Value::Null => "",
+                Value::String(pack) => pack,
                 _ => return Err(format!("domain {domain:?}: expected the name of a pack, or null for the base alone")),
             };
             map.add(domain, pack)?;
@@ -68,6 +74,9 @@ impl DomainMap {
         let pack = pack.trim();
         let pack = (!["", "core", "base"].contains(&pack)).then(|| pack.to_owned());
         let domain = normal(domain);
+        if domain.is_empty() {
+            return Err(format!("a domain without a name has pack {}; name it", pack.as_deref().unwrap_or(CORE)));
+        }
         match self.0.insert(domain.clone(), pack) {
             None => Ok(()),
             Some(_) => Err(format!("domain {domain:?} is there twice")),
@@ -80,6 +89,31 @@ impl DomainMap {
         packs.sort_unstable();
         packs.dedup();
         packs
+    }
+}
+
+/// The entries of a JSON object as they stand there: a name that is there twice is two entries.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Entries, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        from.deserialize_map(Each)
     }
 }
 
@@ -222,7 +256,7 @@ impl Router {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     /// Notes what it is told; packs named `bad` cannot be woken.
     #[derive(Default)]
@@ -300,9 +334,16 @@ mod tests {
         assert!(error("map.json").contains("no such file"));
         assert!(error("taxi=a,b").contains("not of the form DOMAIN=PACK"));
         assert!(error("taxi=a,TAXI=b").contains("is there twice"));
-        for (bad, why) in
-            [("[]", "expected a JSON object"), ("{", "not valid JSON"), ("{\"a\": 3}", "the name of a pack")]
-        {
+        for bad in ["=b", "t=", " = "] {
+            assert!(error(bad).contains("not of the form DOMAIN=PACK"), "{bad}");
+        }
+        for (bad, why) in [
+            ("[]", "expected a JSON object"),
+            ("{", "not valid JSON"),
+            ("{\"a\": 3}", "the name of a pack"),
+            ("{\"t\": \"b\", \"t\": \"a\"}", "is there twice"),
+            ("{\" \": \"b\"}", "without a name"),
+        ] {
             assert!(DomainMap::from_json(bad.as_bytes()).unwrap_err().contains(why), "{bad}");
         }
     }

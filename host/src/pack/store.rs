@@ -1,7 +1,7 @@
 //! Where packs lie: one directory a pack under a root (`packs` where the command runs, as with mlx-plastic-rank).
 
 use super::error::{Error, Result};
-use super::format::{META, Pack, read_meta};
+use super::format::{META, Meta, Pack, read_meta};
 use crate::atomic::{FileError, Lock, Staged};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ const ACTIVE: &str = "active.json";
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Whether somebody named the root.
+    named: bool,
 }
 
 /// A pack and how much of it.
@@ -40,6 +42,7 @@ impl std::str::FromStr for Weighted {
             }
             None => (text, 1.0),
         };
+        check_name(pack).map_err(|e| e.to_string())?;
         if !weight.is_finite() {
             return Err(format!("{text}: a weight is a finite number"));
         }
@@ -56,7 +59,7 @@ pub fn check_name(name: &str) -> Result<()> {
     let ok = !name.is_empty() && name.len() <= 100 && name.bytes().all(plain) && !name.starts_with(['.', '-']);
     match ok && name != ACTIVE {
         true => Ok(()),
-        false => Err(Error::Name(format!(
+        false => Err(Error::Usage(format!(
             "{name:?} is no name for a pack; use letters, digits, '-', '_' and '.', and begin with a letter, a digit or '_'"
         ))),
     }
@@ -66,12 +69,32 @@ impl Store {
     /// The packs under `root`; without one, under `$PLASTIC_PACKS` or `packs`.
     pub fn new(root: Option<PathBuf>) -> Store {
         let root = root.or_else(|| std::env::var_os(ROOT_ENV).filter(|r| !r.is_empty()).map(PathBuf::from));
-        Store { root: root.unwrap_or_else(|| "packs".into()) }
+        Store { named: root.is_some(), root: root.unwrap_or_else(|| "packs".into()) }
+    }
+
+    /// That the root can be listed; where nobody named one, it need not be there yet.
+    ///
+    /// # Errors
+    /// When it cannot, naming the remedy.
+    pub fn readable(&self) -> Result<()> {
+        match std::fs::read_dir(&self.root) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !self.named => Ok(()),
+            Err(e) => Err(Error::file(
+                &self.root,
+                format!("is no directory of packs that can be read ({e}); name one with --packs or ${ROOT_ENV}"),
+            )),
+        }
     }
 
     /// The root.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether a name in the root is that of a record, a lock or work in progress.
+    pub fn is_record(&self, name: &str) -> bool {
+        name == ACTIVE || name.starts_with('.')
     }
 
     /// The directory of a pack, there or not.
@@ -100,7 +123,10 @@ impl Store {
             true => Ok(pack),
             false => Err(Error::file(
                 &dir.join(META),
-                format!("says its pack is called {:?}; rename it with `packs rename`", pack.meta.pack_name),
+                format!(
+                    "says its pack is called {:?}; `packs rename {name} {name}` makes it say {name}",
+                    pack.meta.pack_name
+                ),
             )),
         }
     }
@@ -187,55 +213,105 @@ impl Store {
                 dir.display()
             )));
         }
-        let ours = dir.join(META).is_file() || std::fs::read_dir(&dir).is_ok_and(|mut d| d.next().is_none());
-        match ours {
-            true => Ok(()),
-            false => Err(Error::Name(format!("{}: is there and is no pack; choose another name", dir.display()))),
+        self.ours(name).map(drop)
+    }
+
+    /// That what is there is a pack, and not a user's own directory.
+    fn ours(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir(name)?;
+        let empty = || std::fs::read_dir(&dir).is_ok_and(|mut d| d.next().is_none());
+        match dir.join(META).is_file() || empty() {
+            true => Ok(dir),
+            false => Err(Error::Name(format!(
+                "{}: is there and is no pack ({META} is no file in it), so it is left alone; remove it yourself if nobody needs it",
+                dir.display()
+            ))),
         }
     }
 
-    /// Deletes a pack.
+    /// Deletes packs and takes them out of use: all, or where something is in the way, none. Answers those that
+    /// were in use.
     ///
     /// # Errors
-    /// When it is not there, is no pack, or cannot be deleted.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        self.there(name)?;
-        let _lock = self.lock(name)?;
-        self.free(name, true)?;
-        let dir = self.dir(name)?;
+    /// When one is not there, is no pack, is being written, or cannot be deleted; the message names it.
+    pub fn remove(&self, names: &[&str]) -> Result<Vec<String>> {
+        for name in names {
+            self.there(name)?;
+            self.ours(name)?;
+        }
+        let _locks = names.iter().map(|name| self.lock(name)).collect::<Result<Vec<_>>>()?;
+        // A record that cannot be read cannot be changed either.
+        self.all_active()?;
         // Out of the way first, so that nobody reads half a pack.
-        let grave = self.root.join(format!(".{name}.removed"));
-        let _ = std::fs::remove_dir_all(&grave);
-        std::fs::rename(&dir, &grave).map_err(FileError::at("removing", &dir))?;
-        std::fs::remove_dir_all(&grave).map_err(FileError::at("removing", &dir))?;
-        Ok(())
+        let mut moved: Vec<(PathBuf, PathBuf)> = Vec::with_capacity(names.len());
+        let back =
+            |moved: &[(PathBuf, PathBuf)]| moved.iter().for_each(|(dir, grave)| drop(std::fs::rename(grave, dir)));
+        for name in names {
+            let (dir, grave) = (self.ours(name)?, self.root.join(format!(".{name}.removed")));
+            // What an earlier call left there.
+            let _ = std::fs::remove_dir_all(&grave);
+            let _ = std::fs::remove_file(&grave);
+            if let Err(e) = std::fs::rename(&dir, &grave) {
+                back(&moved);
+                return Err(FileError::at("removing", &dir)(e).into());
+            }
+            moved.push((dir, grave));
+        }
+        let unused = self.deactivate(Some(names)).inspect_err(|_| back(&moved))?;
+        for (_, grave) in &moved {
+            std::fs::remove_dir_all(grave).map_err(FileError::at("removing what is left of a pack in", grave))?;
+        }
+        Ok(unused)
     }
 
-    /// Gives a pack another name.
+    /// Gives a pack another name. Called with the name of its directory, it repairs metadata that say another one.
     ///
     /// # Errors
-    /// When it is not there, the new name is taken, or the files cannot be written.
+    /// When it is not there, the new name is taken, or the files cannot be written; it then keeps its name.
     pub fn rename(&self, from: &str, to: &str) -> Result<()> {
         self.there(from)?;
-        check_name(to)?;
+        let (dir, new) = (self.dir(from)?, self.dir(to)?);
         if from == to {
-            return Err(Error::Name(format!("pack {from}: is called so already")));
+            let _lock = self.lock(from)?;
+            let mut meta = read_meta(&dir)?;
+            if meta.pack_name == to {
+                return Err(Error::Name(format!("pack {from}: is called so already")));
+            }
+            meta.pack_name = to.to_owned();
+            return Ok(crate::atomic::write_file(&dir.join(META), &text(&meta)?)?);
         }
         let _locks = (self.lock(from)?, self.lock(to)?);
-        self.free(to, false)?;
-        let dir = self.dir(from)?;
-        let mut meta = read_meta(&dir)?;
-        meta.pack_name = to.to_owned();
-        let text = serde_json::to_vec_pretty(&meta).map_err(|e| Error::Other(e.to_string()))?;
-        // The directory is moved first: a crash in between leaves a pack that says so and can be renamed again.
-        let new = self.dir(to)?;
-        std::fs::rename(&dir, &new).map_err(FileError::at("renaming", &dir))?;
-        crate::atomic::write_file(&new.join(META), &text)?;
-        self.change_active(|all| {
-            for w in all.values_mut().flatten().filter(|w| w.pack == from) {
-                w.pack = to.to_owned();
-            }
-        })
+        if self.has(to) {
+            let taken =
+                format!("{}: there is a pack {to} already; choose another name, or remove it first", new.display());
+            return Err(Error::Name(taken));
+        }
+        // Everything that can fail comes before the pack is moved: the record is read, the metadata are written.
+        self.all_active()?;
+        let old = read_meta(&dir)?;
+        let staged = dir.join(format!(".{META}.renamed"));
+        let written = crate::atomic::write_file(&staged, &text(&Meta { pack_name: to.to_owned(), ..old.clone() })?);
+        let moved = written.and_then(|()| std::fs::rename(&dir, &new).map_err(FileError::at("renaming", &dir)));
+        if let Err(e) = moved {
+            let _ = std::fs::remove_file(&staged);
+            return Err(e.into());
+        }
+        let staged = new.join(format!(".{META}.renamed"));
+        let renamed = std::fs::rename(&staged, new.join(META)).map_err(FileError::at("renaming", &staged));
+        let all = renamed.map_err(Error::from).and_then(|()| {
+            self.change_active(|all| {
+                for w in all.values_mut().flatten().filter(|w| w.pack == from) {
+                    w.pack = to.to_owned();
+                }
+            })
+        });
+        if all.is_err() {
+            // As it was, as far as the disk allows.
+            let _ = crate::atomic::write_file(&new.join(META), &text(&old)?);
+            let _ = std::fs::remove_file(&staged);
+            let _ = std::fs::rename(&new, &dir);
+        }
+        all
     }
 
     /// Packs in use, by hash of the base.
@@ -272,16 +348,16 @@ impl Store {
         })
     }
 
-    /// Takes a pack, or with `None` every pack, out of use on all bases; answers the names.
+    /// Takes packs, or with `None` every pack, out of use on all bases; answers the names.
     ///
     /// # Errors
     /// As [`Store::set_active`].
-    pub fn deactivate(&self, name: Option<&str>) -> Result<Vec<String>> {
+    pub fn deactivate(&self, names: Option<&[&str]>) -> Result<Vec<String>> {
         let mut gone = Vec::new();
         self.change_active(|all| {
             for packs in all.values_mut() {
                 packs.retain(|w| {
-                    let goes = name.is_none_or(|n| n == w.pack);
+                    let goes = names.is_none_or(|n| n.contains(&w.pack.as_str()));
                     if goes {
                         gone.push(w.pack.clone());
                     }
@@ -312,4 +388,8 @@ impl Store {
         let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::Other(e.to_string()))?;
         Ok(crate::atomic::write_file(&path, &text)?)
     }
+}
+
+fn text(meta: &Meta) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(meta).map_err(|e| Error::Other(e.to_string()))
 }

@@ -1,7 +1,7 @@
 //! `plastic-host packs ablate` (also `ablation-report`).
 
 use super::named::OnePack;
-use super::{Global, figure, table};
+use super::{Global, figure, output, table};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::locate::Purpose;
 use crate::cli::{base, locate, ui};
@@ -11,7 +11,7 @@ use crate::model::{LoadOptions, Model, Tokenizer};
 use crate::pack::ablate::{self, Losses, Part, Unit};
 use crate::pack::{Pack, Store, attach};
 use anyhow::bail;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Tokens of a batch.
@@ -121,6 +121,8 @@ pub fn run(args: &AblateArgs, store: &Store, g: &Global) -> anyhow::Result<ExitC
         UnitName::Target => Unit::Target,
         UnitName::Prefix => Unit::Prefix(args.prefix_rank),
     };
+    let inputs: Vec<&Path> = args.data.iter().map(PathBuf::as_path).collect();
+    output::check(store, &[("--out", args.out.as_ref()), ("--csv", args.csv.as_ref())], &inputs)?;
     let pack = store.read(args.pack.get())?;
     let interrupt = Interrupt::listen()?;
     mlx::device::init()?;

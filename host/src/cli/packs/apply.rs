@@ -1,13 +1,12 @@
 //! `plastic-host packs apply`.
 
-use super::{Global, base, fused, show, table};
+use super::{Global, base, fused, output, show, table};
 use crate::mlx;
 use crate::model::registry::Base;
 use crate::model::{LoadOptions, Model, Tokenizer, layout};
 use crate::pack::attach::{self, Attachment};
 use crate::pack::probe::{self, Difference};
 use crate::pack::{InUse, Store, Used, Weighted};
-use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -116,6 +115,10 @@ pub fn run(args: &ApplyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
         note!("error: no pack named\n\n  plastic-host packs apply NAME   checks a pack and shows what it changes");
         return Ok(ExitCode::from(2));
     }
+    output::check(store, &[("--out", args.out.as_ref())], &[])?;
+    args.fuse.check(store)?;
+    // A record that cannot be read cannot be changed either.
+    store.all_active()?;
     let mut fitted = fit(&names, args, store, g)?;
     let probe = match args.dry_run {
         true => None,
@@ -124,16 +127,14 @@ pub fn run(args: &ApplyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
     let fuse = fused::run(&args.fuse, &mut fitted, &args.probe, args.dry_run, g)?;
     let report = report(&fitted, probe, fuse, args);
     let refused = report.fuse.as_ref().is_some_and(|f| f.refused);
+    let document = serde_json::to_string_pretty(&report)?;
+    if let Some(path) = &args.out {
+        crate::atomic::write_file(path, document.as_bytes())?;
+    }
+    // Last: what fails leaves the packs in use as they were.
     if args.activate && !refused {
         let weighted = report.packs.iter().map(|u| Weighted { pack: u.pack.clone(), weight: u.weight });
         store.set_active(&fitted.hash, weighted.collect())?;
-    }
-    let document = serde_json::to_string_pretty(&report)?;
-    if let Some(path) = &args.out {
-        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        }
-        crate::atomic::write_file(path, document.as_bytes())?;
     }
     match g.json {
         true => say!("{document}"),

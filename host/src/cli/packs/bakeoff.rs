@@ -1,19 +1,22 @@
 //! `plastic-host packs bakeoff`: several ways to train, over several seeds, compared on held-out text.
 
-use super::subject;
-use super::{Global, locate, table};
+use super::{Global, locate, output, table};
+use crate::cli::Cli;
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::locate::Purpose;
+use crate::cli::rules::RuleArgs;
 use crate::cli::ui;
 use crate::eval::data::{self, Cutting, Loss};
 use crate::eval::perplexity;
 use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer, layout};
+use crate::pack::Store;
 use crate::pack::bakeoff::trial::{Kitchen, Trial};
 use crate::pack::bakeoff::verdict::{self, ArmResult};
-use crate::pack::bakeoff::{Spec, overlap, picture};
+use crate::pack::bakeoff::{Arm, Spec, overlap, picture};
 use anyhow::{Context, bail};
+use clap::{CommandFactory, FromArgMatches};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -75,9 +78,18 @@ struct Document<'a> {
 ///
 /// # Errors
 /// When the spec, a text or the base is wrong, or the texts overlap. A failed trial is none.
-pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
+pub fn run(args: &BakeoffArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let path = args.spec.as_ref().or(args.spec_option.as_ref()).context("name a spec")?;
     let spec = Spec::read(path)?;
+    let dir = args.out.clone().unwrap_or_else(|| Path::new("bakeoffs").join(&spec.name));
+    if !args.dry_run || dir.exists() {
+        output::check_directory(store, "--out", &dir)?;
+    }
+    if !args.dry_run {
+        let results = dir.join("results.json");
+        let outputs = [("--out", Some(&results)), ("--svg", args.svg.as_ref())];
+        output::check(store, &outputs, &[path, &spec.data, &spec.eval])?;
+    }
     let data = data::load(&locate::text(&spec.data, "", "data in the spec", Purpose::Learn, g)?)?;
     let mut eval = data::load(&locate::text(&spec.eval, "", "eval in the spec", Purpose::Judge, g)?)?;
     if let Some(o) = overlap::find(&data.texts(), &eval.texts()) {
@@ -90,15 +102,17 @@ pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
             o.passage
         );
     }
-    let dir = args.out.clone().unwrap_or_else(|| Path::new("bakeoffs").join(&spec.name));
     let program = std::env::current_exe().context("finding this program")?;
     let mut kitchen = Kitchen { spec: &spec, dir: &dir, program: &program, fingerprint: String::new() };
-    if args.dry_run {
-        return plan(&kitchen, g);
+    for arm in &spec.arm {
+        check_arm(&kitchen, arm).with_context(|| format!("{}: arm {}", path.display(), arm.name))?;
     }
-    subject::check_output("--out", &dir.join("results.json"))?;
-    if let Some(svg) = &args.svg {
-        subject::check_output("--svg", svg)?;
+    if args.dry_run {
+        // A base that would have to be fetched is not looked at.
+        if Path::new(&spec.base).exists() {
+            base::open(&Some(spec.base.clone()), g)?;
+        }
+        return plan(&kitchen, g);
     }
     let lock = crate::atomic::Lock::try_of_directory(&dir)?;
     let _lock = lock.with_context(|| format!("{}: another bake-off is at work there", dir.display()))?;
@@ -177,6 +191,39 @@ pub fn run(args: &BakeoffArgs, g: &Global) -> anyhow::Result<ExitCode> {
         (true, false) => ExitCode::from(3),
         (true, true) => ExitCode::SUCCESS,
     })
+}
+
+/// That `packs create` takes the options of an arm, before hours go into the others.
+fn check_arm(kitchen: &Kitchen, arm: &Arm) -> anyhow::Result<()> {
+    let plain = |key: &str| key.starts_with(|c: char| c.is_ascii_lowercase()) && !key.contains([' ', '=']);
+    if let Some(key) = kitchen.spec.options(arm).keys().find(|key| !plain(key)) {
+        bail!("`create.{key}` is no option of packs create");
+    }
+    let line = kitchen.command(arm, kitchen.spec.seeds.first().copied().unwrap_or_default())?;
+    let parsed = Cli::command().try_get_matches_from(std::iter::once("plastic-host".to_owned()).chain(line));
+    let parsed = parsed.map_err(|e| {
+        let text = e.render().to_string();
+        let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        anyhow::anyhow!("{}", first.split_whitespace().collect::<Vec<_>>().join(" "))
+    })?;
+    let create = parsed.subcommand_matches("packs").and_then(|m| m.subcommand_matches("create"));
+    let create = create.context("is no training")?;
+    if create.get_one::<u32>("steps").is_some_and(|n| *n == 0) {
+        bail!("`steps` is 1 or more");
+    }
+    for key in ["batch_size", "grad_accumulation"] {
+        if create.get_one::<usize>(key).is_some_and(|n| *n == 0) {
+            bail!("`{key}` is 1 or more");
+        }
+    }
+    if let Some(x) = create.get_one::<f64>("learning_rate").filter(|x| !x.is_finite() || **x <= 0.0) {
+        bail!("`learning_rate` is {x}; expected a finite number above 0");
+    }
+    let loader = RuleArgs::from_arg_matches(create)?.loader()?;
+    for file in create.get_many::<PathBuf>("policy").into_iter().flatten() {
+        loader.policy(&locate::plugin(file, Some(&loader))?)?;
+    }
+    Ok(())
 }
 
 fn plan(kitchen: &Kitchen, g: &Global) -> anyhow::Result<ExitCode> {

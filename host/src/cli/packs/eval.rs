@@ -2,7 +2,7 @@
 
 use super::judging::{EvaluatorArgs, GuardArgs, Judged, conclude};
 use super::subject::{self, Opened};
-use super::{Global, show, table};
+use super::{Global, output, show, table};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::ui;
 use crate::eval::data::{self, Cutting, Loss, Thinned, Window};
@@ -137,10 +137,9 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
         note!("error: a guardrail judges a pack; name one with --pack");
         return Ok(ExitCode::from(2));
     }
-    for (option, path) in [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())] {
-        path.map_or(Ok(()), |p| subject::check_output(option, p))?;
-    }
     let path = subject::data_file("--data", args.data.as_deref(), "data/eval.jsonl", g)?;
+    let outputs = [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())];
+    output::check(store, &outputs, &[&path])?;
     let mut dataset = data::load(&path)?;
     let thinned = dataset.thin(args.num_samples, args.sequence_length);
     let mut evaluators = args.evaluators.open()?;

@@ -2,7 +2,7 @@
 
 use super::judging::{EvaluatorArgs, GuardArgs, Judged, conclude};
 use super::subject::{self, Opened};
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::ui;
 use crate::eval::data::Window;
@@ -136,14 +136,14 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
             (Ok(sizes), Ok(thinking), Some(limits)) if usable(args, limits, g) => (sizes, thinking, limits),
             (sizes, thinking, _) => {
                 let thinking: Result<Thinking, String> = thinking;
-                sizes.err().into_iter().chain(thinking.err()).for_each(|e| note!("error: {e}"));
+                sizes.err().iter().for_each(|e| note!("error: --batch-size {}: {e}", args.batch_size));
+                thinking.err().iter().for_each(|e| note!("error: --thinking {}: {e}", args.thinking));
                 return Ok(ExitCode::from(2));
             }
         };
-    for (option, path) in [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())] {
-        path.map_or(Ok(()), |p| subject::check_output(option, p))?;
-    }
     let path = subject::data_file("--input", args.input.as_deref(), "data/domain_prompts.jsonl", g)?;
+    let outputs = [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())];
+    output::check(store, &outputs, &[&path])?;
     let texts = domains::read(&path)?;
     let mut evaluators = args.evaluators.open()?;
     let interrupt = Interrupt::listen()?;

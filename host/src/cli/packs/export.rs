@@ -1,6 +1,6 @@
 //! `plastic-host packs export`.
 
-use super::Global;
+use super::{Global, output};
 use crate::pack::Store;
 use crate::pack::exchange::{self, Format};
 use std::path::PathBuf;
@@ -39,6 +39,7 @@ pub struct ExportArgs {
 /// When the pack is not there or damaged, the layout cannot hold it, or the directory cannot be written.
 pub fn run(args: &ExportArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let name = args.pack.as_ref().or(args.name.as_ref()).map_or("", String::as_str);
+    output::check_directory(store, "--out", &args.out)?;
     let pack = store.read(name)?;
     let made = exchange::export(&pack, args.format, &args.out, args.force)?;
     if g.json {

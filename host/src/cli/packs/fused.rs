@@ -1,12 +1,12 @@
 //! `packs apply --fuse`: measures what fusing leaves of packs, refuses where that is too little, writes the rest.
 
 use super::apply::{Fitted, shown};
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::cli::ui;
 use crate::model::{LoadOptions, Model};
-use crate::pack::attach;
 use crate::pack::fuse::{Bits, Fate, Fusion};
 use crate::pack::probe::{self, Difference};
+use crate::pack::{Store, attach};
 use std::path::PathBuf;
 
 /// Slices that are listed where there are more.
@@ -53,15 +53,27 @@ pub struct Report {
     probe: Option<Difference>,
 }
 
+impl FuseOptions {
+    /// What can be seen to be wrong before the work.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be written where it should be, or the share is none.
+    pub fn check(&self, store: &Store) -> anyhow::Result<()> {
+        let Some(out) = &self.fuse else { return Ok(()) };
+        if !(0.0..=1.0).contains(&self.fuse_keep) {
+            anyhow::bail!("--fuse-keep {}: a share is between 0 and 1", self.fuse_keep);
+        }
+        output::check_directory(store, "--fuse", out)
+    }
+}
+
 /// Fuses, where that was asked for.
 ///
 /// # Errors
 /// When the base cannot be read or the checkpoint not be written.
 pub fn run(o: &FuseOptions, f: &mut Fitted, text: &str, dry: bool, g: &Global) -> anyhow::Result<Option<Report>> {
     let Some(out) = &o.fuse else { return Ok(None) };
-    if !(0.0..=1.0).contains(&o.fuse_keep) {
-        anyhow::bail!("--fuse-keep {}: a share is between 0 and 1", o.fuse_keep);
-    }
+    crate::pack::fuse::free(out, &f.base.dir, o.force)?;
     let ids = f.tokenizer.encode(text, true)?;
     attach::attach(&mut f.model, &f.attachment);
     let attached = probe::logits(&f.model, &ids)?;

@@ -1,7 +1,7 @@
 //! `plastic-host packs inspect`.
 
 use super::named::OnePack;
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::mlx;
 use crate::pack::{Pack, Store, ledger, picture};
 use std::path::PathBuf;
@@ -49,6 +49,7 @@ pub fn run(args: &InspectArgs, store: &Store, g: &Global) -> anyhow::Result<Exit
     if !super::rank_tol_is_share(args.rank_tol) {
         return Ok(ExitCode::from(2));
     }
+    output::check(store, &[("--svg", args.svg.as_ref())], &[])?;
     let name = args.pack.get();
     let pack = store.read(name)?;
     let active = store.all_active()?.values().flatten().any(|w| w.pack == name);

@@ -34,9 +34,14 @@ pub struct GuardArgs {
 impl GuardArgs {
     /// The limits; `None` where one is no number.
     pub fn limits(&self) -> Option<Limits> {
-        let numbers = [self.max_ppl_increase, self.max_tps_loss, self.max_first_token_ms, self.max_pack_mb];
-        if numbers.iter().flatten().any(|x| !x.is_finite()) {
-            note!("error: a limit is a finite number");
+        let numbers = [
+            ("--max-ppl-increase", self.max_ppl_increase),
+            ("--max-tps-loss", self.max_tps_loss),
+            ("--max-first-token-ms", self.max_first_token_ms),
+            ("--max-pack-mb", self.max_pack_mb),
+        ];
+        if let Some((flag, Some(x))) = numbers.iter().find(|(_, x)| x.is_some_and(|x| !x.is_finite())) {
+            note!("error: {flag} {x}: a limit is a finite number");
             return None;
         }
         Some(Limits {

@@ -1,7 +1,7 @@
 //! `plastic-host packs ledger` (also `rank-ledger`).
 
 use super::named::OnePack;
-use super::{Global, figure, table};
+use super::{Global, figure, output, table};
 use crate::mlx;
 use crate::pack::{Store, ledger};
 use std::path::PathBuf;
@@ -42,6 +42,7 @@ pub fn run(args: &LedgerArgs, store: &Store, g: &Global) -> anyhow::Result<ExitC
     if !super::rank_tol_is_share(args.rank_tol) {
         return Ok(ExitCode::from(2));
     }
+    output::check(store, &[("--out", args.out.as_ref()), ("--csv", args.csv.as_ref())], &[])?;
     let left = store.read(args.pack.get())?;
     let right = args.compare.as_ref().map(|name| store.read(name)).transpose()?;
     mlx::device::init()?;

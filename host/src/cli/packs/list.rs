@@ -34,8 +34,9 @@ struct Found {
 /// Lists the packs.
 ///
 /// # Errors
-/// When the record of packs in use is damaged.
+/// When the directory cannot be read, or the record of packs in use is damaged.
 pub fn run(_: &ListArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
+    store.readable()?;
     let active: Vec<Weighted> = store.all_active()?.into_values().flatten().collect();
     let entry = |name: String| match store.read(&name) {
         Ok(pack) => Entry { found: Some(found(&pack, active.iter().any(|w| w.pack == name))), name, problem: None },

@@ -15,6 +15,7 @@ mod ledger;
 mod list;
 mod merge;
 mod named;
+mod output;
 mod rank_map;
 mod remove;
 mod rename;
@@ -28,7 +29,7 @@ pub mod using;
 mod verify;
 
 use super::{Global, base, locate, show, table, ui};
-use crate::pack::Store;
+use crate::pack::{Error, Store};
 use clap::Subcommand;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,7 +94,7 @@ enum Verb {
 /// Whatever the verb reports.
 pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let store = Store::new(args.packs.clone());
-    match &args.verb {
+    let result = match &args.verb {
         Verb::Create(a) => create::run(a, &store, g),
         Verb::Resume(a) => resume::run(a, &store, g),
         Verb::Apply(a) => apply::run(a, &store, g),
@@ -102,7 +103,7 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Eval(a) => eval::run(a, &store, g),
         Verb::EvalBatch(a) => eval_batch::run(a, &store, g),
         Verb::Route(a) => route::run(a, &store, g),
-        Verb::Bakeoff(a) => bakeoff::run(a, g),
+        Verb::Bakeoff(a) => bakeoff::run(a, &store, g),
         Verb::List(a) => list::run(a, &store, g),
         Verb::Inspect(a) => inspect::run(a, &store, g),
         Verb::Ledger(a) => ledger::run(a, &store, g),
@@ -113,6 +114,14 @@ pub fn run(args: &PacksArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Verb::Verify(a) => verify::run(a, &store, g),
         Verb::Rename(a) => rename::run(a, &store, g),
         Verb::Remove(a) => remove::run(a, &store, g),
+    };
+    match result {
+        // A value that no flag can have is wrong usage, wherever it is found.
+        Err(e) if e.chain().any(|c| matches!(c.downcast_ref(), Some(Error::Usage(_)))) => {
+            ui::fail(&e, g);
+            Ok(ExitCode::from(2))
+        }
+        result => result,
     }
 }
 

@@ -1,11 +1,11 @@
 //! `plastic-host packs rank-map …`: maps of ranks, and controls of equal budget.
 
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::cli::base;
 use crate::mlx;
 use crate::model::{LoadOptions, Model};
 use crate::pack::ranks::{self, Ranks, Shapes};
-use crate::pack::{Profile, Store};
+use crate::pack::{Error, Profile, Store};
 use anyhow::bail;
 use clap::Subcommand;
 use std::collections::BTreeMap;
@@ -137,6 +137,8 @@ struct Source {
 
 impl MapArgs {
     fn open(&self, store: &Store, g: &Global) -> anyhow::Result<Source> {
+        let inputs: Vec<&Path> = self.map.iter().map(Path::new).collect();
+        output::check(store, &[("--out", self.out.as_ref())], &inputs)?;
         let named = self.pack.as_deref().or(self.source_pack.as_deref());
         let (name, own, shapes, profile) = match (named, &self.base) {
             (Some(name), _) => {
@@ -152,8 +154,11 @@ impl MapArgs {
         if let Some(text) = &self.map {
             ranks = ranks::parse(text, &shapes)?;
         }
+        // A sum of packs can have more components than its slice has ranks; a map of it says what the slice can have.
+        ranks.iter_mut().for_each(|(k, r)| *r = (*r).min(ranks::most(&shapes, k)));
         if let Some(rank) = self.fixed_rank {
             ranks.values_mut().for_each(|r| *r = rank);
+            ranks::check(&ranks, &shapes).map_err(|reason| Error::Usage(format!("--fixed-rank: {reason}")))?;
         }
         ranks.retain(|_, r| *r > 0);
         if ranks.is_empty() {
@@ -256,7 +261,7 @@ fn finish(d: &Document, out: Option<&Path>, g: &Global) -> anyhow::Result<ExitCo
     say!("{rows}");
     let budget = d
         .budget_bytes
-        .map_or(String::new(), |b| format!(" of a budget of {b} ({} left)", b as i64 - d.total_bytes as i64));
+        .map_or(String::new(), |b| format!(" of a budget of {b} ({} left)", i128::from(b) - i128::from(d.total_bytes)));
     say!(
         "{} from {}: rank {} in {} adapters, {} bytes{budget}",
         d.kind,
@@ -297,7 +302,7 @@ type Control = fn(&Ranks, &Shapes, &[u32], u64, u64) -> Ranks;
 fn control(kind: &'static str, a: &ControlArgs, draw: Control, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let source = a.map.open(store, g)?;
     let budget = a.budget_bytes.unwrap_or_else(|| ranks::total(&source.ranks, &source.shapes));
-    let ladder = ranks::ladder(&source.ranks, source.profile);
+    let ladder = ranks::ladder(&source.ranks, &source.shapes, source.profile);
     let drawn = draw(&source.ranks, &source.shapes, &ladder, budget, a.seed);
     within(ranks::total(&drawn, &source.shapes), budget)?;
     let mut d = document(kind, &source, &drawn, Some(budget));
@@ -325,7 +330,7 @@ fn normalize(a: &NormalizeArgs, store: &Store, g: &Global) -> anyhow::Result<Exi
     };
     // As mlx-plastic-rank, which takes all ranks unless told otherwise.
     source.profile = a.map.profile.unwrap_or(Profile::Heavy);
-    let ladder = ranks::ladder(&source.ranks, source.profile);
+    let ladder = ranks::ladder(&source.ranks, &source.shapes, source.profile);
     let fitted = ranks::fit(&source.ranks, &source.shapes, &ladder, budget);
     if !a.allow_over_budget {
         within(ranks::total(&fitted, &source.shapes), budget)?;

@@ -22,24 +22,16 @@ pub struct RemoveArgs {
 /// Deletes packs, or takes all out of use.
 ///
 /// # Errors
-/// When one is not there (then none is deleted) or cannot be deleted.
+/// When one is not there, is being written or cannot be deleted; none is deleted then, and all stay in use.
 pub fn run(args: &RemoveArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let mut names: Vec<&str> = args.chosen.iter().chain(&args.names).map(String::as_str).collect();
     names.sort_unstable();
     names.dedup();
-    // All names are checked before the first pack goes.
-    for name in &names {
-        store.there(name)?;
-        store.free(name, true)?;
-    }
-    let mut unused = Vec::new();
-    if names.is_empty() {
-        unused = store.deactivate(None)?;
-    }
-    for name in &names {
-        unused.extend(store.deactivate(Some(name))?);
-        store.remove(name)?;
-    }
+    store.readable()?;
+    let unused = match names.is_empty() {
+        true => store.deactivate(None)?,
+        false => store.remove(&names)?,
+    };
     if g.json {
         say!("{}", serde_json::json!({ "deleted": names, "out_of_use": unused }));
         return Ok(ExitCode::SUCCESS);
@@ -54,7 +46,11 @@ pub fn run(args: &RemoveArgs, store: &Store, g: &Global) -> anyhow::Result<ExitC
     if names.is_empty() {
         match unused.is_empty() {
             true => say!("no pack was in use"),
-            false => say!("out of use: {} (still in {})", unused.join(", "), store.root().display()),
+            false => {
+                let named = |n: &String| if store.has(n) { n.clone() } else { format!("{n} (not there any more)") };
+                let all = unused.iter().map(named).collect::<Vec<_>>().join(", ");
+                say!("out of use, and not deleted: {all}");
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,6 @@
 //! `plastic-host packs route`: requests with domains, each answered with its domain's pack.
 
-use super::subject;
-use super::{Global, table};
+use super::{Global, output, table};
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::ui;
@@ -137,12 +136,10 @@ impl Packs for Served<'_> {
 pub fn run(args: &RouteArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let seconds = [args.ttl_seconds, args.sleep_between, args.max_memory_mb.unwrap_or(0.0)];
     if seconds.iter().any(|s| !s.is_finite() || *s < 0.0 || *s > 1e9) {
-        note!("error: --ttl-seconds, --sleep-between and --max-memory-mb are numbers of 0 or more");
+        note!("error: --ttl-seconds, --sleep-between and --max-memory-mb are numbers from 0 to 1e9");
         return Ok(ExitCode::from(2));
     }
-    if let Some(out) = &args.out {
-        subject::check_output("--out", out)?;
-    }
+    output::check(store, &[("--out", args.out.as_ref())], &[&args.input, args.domain_map.as_ref()])?;
     let map = DomainMap::read(&args.domain_map)?;
     let requests = domains::read(&args.input)?;
     // A pack that is missing fails its own requests; that all are missing is a mistake in the map.

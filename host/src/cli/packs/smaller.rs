@@ -65,7 +65,7 @@ impl GoalArgs {
             && self.total_rank != Some(0)
             && self.budget_mb.is_none_or(|mb| mb.is_finite() && mb > 0.0);
         if !ok {
-            note!("error: --rank, --total-rank and --budget-mb are larger than 0");
+            note!("error: --rank, --total-rank and --budget-mb are finite numbers larger than 0");
         }
         ok
     }

@@ -1,5 +1,4 @@
-//! What `eval`, `eval-batch` and `route` have in common: base and packs opened and checked, outputs checked before
-//! the work begins, rows as CSV.
+//! What `eval`, `eval-batch` and `route` have in common: base and packs opened and checked, rows as CSV.
 
 use crate::cli::locate::Purpose;
 use crate::cli::{Global, base, locate};
@@ -7,7 +6,7 @@ use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer};
 use crate::pack::attach::{self, Attachment};
 use crate::pack::{Pack, Store, Weighted};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -86,26 +85,6 @@ pub fn label(packs: &[Weighted]) -> String {
     packs.iter().map(one).collect::<Vec<_>>().join(" + ")
 }
 
-/// That a file can be written, before hours of work go into it: its directory is made, and tried.
-///
-/// # Errors
-/// When it cannot.
-pub fn check_output(option: &str, path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
-        bail!("{option} {}: is a directory; name a file", path.display());
-    }
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(dir).with_context(|| format!("{option} {}: making its directory", path.display()))?;
-    tempfile::Builder::new()
-        .prefix(".plastic-")
-        .tempfile_in(dir)
-        .with_context(|| format!("{option} {}: its directory cannot be written", path.display()))?;
-    Ok(())
-}
-
 /// The text that a data option names, to measure on.
 ///
 /// # Errors
@@ -154,17 +133,6 @@ mod tests {
         let rows =
             [serde_json::json!({"a": "x, \"y\"", "b": 1.5, "c": null}), serde_json::json!({"a": "z", "b": 2, "c": 3})];
         assert_eq!(csv(&rows).unwrap(), "a,b,c\n\"x, \"\"y\"\"\",1.5,\nz,2,3\n");
-    }
-
-    #[test]
-    fn outputs_are_checked_before_the_work() {
-        let dir = tempfile::tempdir().unwrap();
-        check_output("--out", &dir.path().join("new/deep/x.json")).unwrap();
-        assert!(dir.path().join("new/deep").is_dir());
-        assert!(check_output("--out", dir.path()).unwrap_err().to_string().contains("is a directory"));
-        std::fs::write(dir.path().join("file"), "").unwrap();
-        let below = check_output("--csv", &dir.path().join("file/x.csv")).unwrap_err().to_string();
-        assert!(below.starts_with("--csv") && below.contains("making its directory"), "{below}");
     }
 
     #[test]

@@ -49,6 +49,7 @@ struct Finding {
 pub fn run(args: &VerifyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> {
     let mut names: Vec<String> = args.chosen.iter().chain(&args.names).cloned().collect();
     let all = names.is_empty();
+    store.readable()?;
     if all {
         names = store.names();
     }

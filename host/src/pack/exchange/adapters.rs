@@ -186,7 +186,7 @@ pub(super) fn rounded(modules: &[Module]) -> Result<(BTreeMap<String, Adapter>, 
             return Err(Error::file(
                 &m.path,
                 format!(
-                    "{}: a scale of {} with numbers of this size is beyond float32; the adapter is damaged",
+                    "{}: a scale of {:e} with numbers of this size is beyond float32; the adapter is damaged",
                     m.key, m.scale
                 ),
             ));
@@ -195,7 +195,7 @@ pub(super) fn rounded(modules: &[Module]) -> Result<(BTreeMap<String, Adapter>, 
             return Err(Error::file(
                 &m.path,
                 format!(
-                    "{}: a scale of {} with numbers of this size is 0 in float32; the adapter is damaged",
+                    "{}: a scale of {:e} with numbers of this size is 0 in float32; the adapter is damaged",
                     m.key, m.scale
                 ),
             ));

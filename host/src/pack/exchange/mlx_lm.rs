@@ -6,7 +6,7 @@
 //! mlx-lm takes for an update of zero.
 
 use super::adapters::{Floats, Module, TensorFile, check, folding, key_of, transposed};
-use super::{Config, Files};
+use super::{Config, Files, short};
 use crate::pack::error::{Error, Result};
 use crate::pack::format::{Adapter, Pack};
 use crate::pack::key;
@@ -98,7 +98,20 @@ pub(super) fn import(config: &Config, file: &mut TensorFile) -> Result<Vec<Modul
     let missing = |name: &str| config.bad(&format!("lora_parameters.{name}"), "is missing; expected a number");
     let scale = within.number("scale")?.ok_or_else(|| missing("scale"))?;
     let rank = within.number("rank")?.ok_or_else(|| missing("rank"))?;
-    let mut modules = Vec::new();
+    let count = match config.get("num_layers") {
+        None => None,
+        Some(v) => match v.as_i64() {
+            Some(n) if n >= 1 => Some(n),
+            Some(-1) => None,
+            _ => {
+                let reason =
+                    format!("is {}; expected the number of layers trained, or -1 for all", short(&v.to_string()));
+                return Err(config.bad("num_layers", reason));
+            }
+        },
+    };
+    let keys = keys(config, &within)?;
+    let mut modules: Vec<Module> = Vec::new();
     for name in file.names() {
         let Some(module) = name.strip_suffix(".lora_a") else { continue };
         let key = key_of(module).ok_or_else(|| {
@@ -107,6 +120,11 @@ pub(super) fn import(config: &Config, file: &mut TensorFile) -> Result<Vec<Modul
                 "adapts a part of the model that a pack does not reach: packs are for the seven projections of a layer",
             )
         })?;
+        let place = module.split_once("layers.").and_then(|(_, rest)| rest.split_once('.')).map_or(module, |(_, p)| p);
+        if keys.as_ref().is_some_and(|keys| !keys.iter().any(|k| k == place)) {
+            let reason = format!("does not name {place}, which the file has an adapter for");
+            return Err(config.bad("lora_parameters.keys", reason));
+        }
         let b = file.take(&name, 2)?.transposed();
         let a = file.take(&format!("{module}.lora_b"), 2)?.transposed();
         let m = format!("{module}.m");
@@ -118,5 +136,66 @@ pub(super) fn import(config: &Config, file: &mut TensorFile) -> Result<Vec<Modul
         }
         modules.push(Module { key, a, b, scale, magnitude, path: file.path.clone() });
     }
+    // The last layers are trained, without a gap.
+    let layers = || modules.iter().filter_map(|m| key::layer(&m.key)).map(i64::from);
+    if let (Some(n), Some(first), Some(last)) = (count, layers().min(), layers().max())
+        && last - first + 1 > n
+    {
+        let reason = format!("is {n}, but the file has adapters for layers {first} to {last}");
+        return Err(config.bad("num_layers", reason));
+    }
     Ok(modules)
 }
+
+/// `lora_parameters.keys`: places in a layer.
+fn keys(config: &Config, within: &Config) -> Result<Option<Vec<String>>> {
+    let Some(v) = within.get("keys") else { return Ok(None) };
+    let names = v.as_array().and_then(|list| list.iter().map(|n| n.as_str().map(str::to_owned)).collect());
+    let bad = || {
+        let reason = format!("is {}; expected names such as self_attn.q_proj", short(&v.to_string()));
+        config.bad("lora_parameters.keys", reason)
+    };
+    names.map(Some).ok_or_else(bad)
+}
+
+/// Settings that are taken over, or that change nothing of an adapter that is trained already.
+pub(super) const KNOWN: [&str; 38] = [
+    "fine_tune_type",
+    "lora_parameters",
+    "num_layers",
+    "model",
+    "train",
+    "test",
+    "data",
+    "seed",
+    "optimizer",
+    "optimizer_config",
+    "mask_prompt",
+    "batch_size",
+    "iters",
+    "val_batches",
+    "learning_rate",
+    "steps_per_report",
+    "steps_per_eval",
+    "resume_adapter_file",
+    "adapter_path",
+    "save_every",
+    "test_batches",
+    "max_seq_length",
+    "config",
+    "grad_checkpoint",
+    "grad_accumulation_steps",
+    "lr_schedule",
+    "report_to",
+    "project_name",
+    "wandb",
+    "hf_dataset",
+    "use_dora",
+    "lora_layers",
+    "lora_rank",
+    "prompt_feature",
+    "completion_feature",
+    "chat_feature",
+    "text_feature",
+    "clear_cache_threshold",
+];

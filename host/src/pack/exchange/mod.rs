@@ -196,6 +196,11 @@ pub fn import(dir: &Path, format: Option<Format>, meta: &Meta) -> Result<Importe
         Format::Peft => peft::import(&config, &mut file)?,
     };
     file.no_others()?;
+    let known: &[&str] = match format {
+        Format::MlxLm => &mlx_lm::KNOWN,
+        Format::Peft => &peft::KNOWN,
+    };
+    let unknown = config.unknown(known);
     if modules.is_empty() {
         return Err(Error::file(&path, "holds no adapter"));
     }
@@ -225,7 +230,22 @@ pub fn import(dir: &Path, format: Option<Format>, meta: &Meta) -> Result<Importe
         pack.meta.version = version;
         check_meta(&pack.meta, &path)?;
     }
-    Ok(Imported { pack, format, native: is_native, rounding: loss.worst, rounded: loss.matrices, notes: loss.notes })
+    let mut notes = loss.notes;
+    if !unknown.is_empty() {
+        notes.push(format!(
+            "warning: {CONFIG} has settings that this program does not know and passed over: {}",
+            unknown.join(", ")
+        ));
+    }
+    Ok(Imported { pack, format, native: is_native, rounding: loss.worst, rounded: loss.matrices, notes })
+}
+
+/// The beginning of a text that may be long.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text.to_owned(),
+    }
 }
 
 /// `adapter_config.json`.
@@ -251,6 +271,18 @@ impl Config {
         Error::file(&self.path, format!("`{field}` {reason}"))
     }
 
+    /// Fields that are set to something and are none of these.
+    fn unknown(&self, known: &[&str]) -> Vec<String> {
+        let nothing = |v: &serde_json::Value| match v {
+            serde_json::Value::Null | serde_json::Value::Bool(false) => true,
+            serde_json::Value::Array(a) => a.is_empty(),
+            serde_json::Value::Object(o) => o.is_empty(),
+            _ => false,
+        };
+        let set = self.value.iter().filter(|(k, v)| !known.contains(&k.as_str()) && !nothing(v));
+        set.map(|(k, _)| short(k)).collect()
+    }
+
     /// A field that is there and not null.
     fn get(&self, field: &str) -> Option<&serde_json::Value> {
         self.value.get(field).filter(|v| !v.is_null())
@@ -261,7 +293,7 @@ impl Config {
             None => Ok(None),
             Some(v) => match v.as_f64().filter(|x| x.is_finite()) {
                 Some(x) => Ok(Some(x)),
-                None => Err(self.bad(field, format!("is {v}; expected a number"))),
+                None => Err(self.bad(field, format!("is {}; expected a number", short(&v.to_string())))),
             },
         }
     }
@@ -270,14 +302,17 @@ impl Config {
         match self.get(field) {
             None => Ok(false),
             Some(serde_json::Value::Bool(b)) => Ok(*b),
-            Some(v) => Err(self.bad(field, format!("is {v}; expected true or false"))),
+            Some(v) => Err(self.bad(field, format!("is {}; expected true or false", short(&v.to_string())))),
         }
     }
 
     fn text(&self, field: &str) -> Result<Option<&str>> {
         match self.get(field) {
             None => Ok(None),
-            Some(v) => v.as_str().map(Some).ok_or_else(|| self.bad(field, format!("is {v}; expected a text"))),
+            Some(v) => v
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| self.bad(field, format!("is {}; expected a text", short(&v.to_string())))),
         }
     }
 }

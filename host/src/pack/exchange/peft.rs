@@ -5,7 +5,7 @@
 //! settings that change the base, or add something that is no low-rank matrix, are refused by name.
 
 use super::adapters::{Module, TensorFile, check, key_of};
-use super::{Config, Files};
+use super::{Config, Files, short};
 use crate::pack::error::{Error, Result};
 use crate::pack::format::{Adapter, Pack};
 use crate::pack::key;
@@ -81,6 +81,11 @@ fn number(x: f32) -> Value {
     }
 }
 
+/// A number without 300 digits.
+fn plain(x: f64) -> String {
+    if x.abs() < 1e15 { x.to_string() } else { format!("{x:e}") }
+}
+
 fn commonest<T: Ord + Copy>(all: impl Iterator<Item = T>) -> Option<T> {
     let mut counts = BTreeMap::new();
     all.for_each(|x| *counts.entry(x).or_insert(0usize) += 1);
@@ -140,7 +145,7 @@ fn refuse(c: &Config) -> Result<()> {
     };
     for (field, why) in REFUSED {
         if let Some(v) = c.get(field).filter(|v| !empty(v)) {
-            let shown: String = v.to_string().chars().take(60).collect();
+            let shown = short(&v.to_string());
             return Err(
                 c.bad(field, format!("is {shown}: {why}; merge the adapter with PEFT and use the result as a base"))
             );
@@ -156,6 +161,112 @@ fn refuse(c: &Config) -> Result<()> {
     Ok(())
 }
 
+/// Settings that are taken over, or that change nothing of an adapter that is trained already.
+pub(super) const KNOWN: [&str; 36] = [
+    "peft_type",
+    "bias",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "target_modules",
+    "exclude_modules",
+    "init_lora_weights",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "megatron_core",
+    "qalora_group_size",
+    "runtime_config",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "lora_bias",
+    "fan_in_fan_out",
+    "use_qalora",
+    "ensure_weight_tying",
+];
+
+/// Which modules have adapters, as the settings say.
+struct Targets<'a> {
+    config: &'a Config,
+    wanted: Option<Modules>,
+    excluded: Option<Modules>,
+}
+
+/// Names of modules, or one regular expression that matches them whole.
+enum Modules {
+    Names(Vec<String>),
+    Whole(regex::Regex),
+    All,
+}
+
+impl Modules {
+    fn read(c: &Config, field: &str) -> Result<Option<Modules>> {
+        let bad = |v: &Value| c.bad(field, format!("is {}; expected names of modules", short(&v.to_string())));
+        match c.get(field) {
+            None => Ok(None),
+            Some(Value::String(text)) if text == "all-linear" => Ok(Some(Modules::All)),
+            Some(v @ Value::String(text)) => {
+                let rule = regex::RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 20).build();
+                Ok(Some(Modules::Whole(rule.map_err(|_| bad(v))?)))
+            }
+            Some(v @ Value::Array(list)) => {
+                let names = list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(|| bad(v)));
+                Ok(Some(Modules::Names(names.collect::<Result<_>>()?)))
+            }
+            Some(v) => Err(bad(v)),
+        }
+    }
+
+    fn has(&self, module: &str) -> bool {
+        match self {
+            Modules::All => true,
+            Modules::Whole(rule) => rule.is_match(module),
+            Modules::Names(names) => names.iter().any(|n| {
+                module.strip_suffix(n.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            }),
+        }
+    }
+}
+
+impl Targets<'_> {
+    fn read(config: &Config) -> Result<Targets<'_>> {
+        let (wanted, excluded) = (Modules::read(config, "target_modules")?, Modules::read(config, "exclude_modules")?);
+        Ok(Targets { config, wanted, excluded })
+    }
+
+    /// That a module for which there are tensors may have an adapter.
+    fn check(&self, module: &str) -> Result<()> {
+        if self.wanted.as_ref().is_some_and(|w| !w.has(module)) {
+            return Err(self
+                .config
+                .bad("target_modules", format!("does not name {module}, which the file has an adapter for")));
+        }
+        // An empty list excludes nothing.
+        if self.excluded.as_ref().is_some_and(|e| e.has(module)) {
+            return Err(self
+                .config
+                .bad("exclude_modules", format!("names {module}, which the file has an adapter for")));
+        }
+        Ok(())
+    }
+}
+
 /// A pattern of PEFT: names of modules, or regular expressions that the end of one matches.
 struct Pattern {
     rules: Vec<(regex::Regex, f64)>,
@@ -167,14 +278,15 @@ impl Pattern {
         let map = match c.get(field) {
             None => return Ok(Pattern { rules }),
             Some(Value::Object(map)) => map,
-            Some(v) => return Err(c.bad(field, format!("is {v}; expected modules and numbers"))),
+            Some(v) => return Err(c.bad(field, format!("is {}; expected modules and numbers", short(&v.to_string())))),
         };
         for (name, value) in map {
             let value = value.as_f64().filter(|x| x.is_finite());
-            let value = value.ok_or_else(|| c.bad(field, format!("gives {name:?} no number")))?;
+            let value = value.ok_or_else(|| c.bad(field, format!("gives {:?} no number", short(name))))?;
             let rule = regex::RegexBuilder::new(&format!("^(?:.*\\.)?(?:{name})$")).size_limit(1 << 20).build();
-            let rule =
-                rule.map_err(|_| c.bad(field, format!("names {name:?}, which is no name and no regular expression")))?;
+            let rule = rule.map_err(|_| {
+                c.bad(field, format!("names {:?}, which is no name and no regular expression", short(name)))
+            })?;
             rules.push((rule, value));
         }
         Ok(Pattern { rules })
@@ -193,6 +305,7 @@ pub(super) fn import(c: &Config, file: &mut TensorFile) -> Result<Vec<Module>> {
     let (rs, dora) = (c.flag("use_rslora")?, c.flag("use_dora")?);
     let (ranks, alphas) = (Pattern::read(c, "rank_pattern")?, Pattern::read(c, "alpha_pattern")?);
     let layers = layers(c)?;
+    let targets = Targets::read(c)?;
     let mut modules = Vec::new();
     for name in file.names() {
         let Some(stem) = name.strip_suffix(".lora_A.weight") else { continue };
@@ -213,6 +326,7 @@ pub(super) fn import(c: &Config, file: &mut TensorFile) -> Result<Vec<Module>> {
         if let Some(layers) = layers.as_ref().filter(|l| !key::layer(&key).is_some_and(|k| l.contains(&u64::from(k)))) {
             return Err(c.bad("layers_to_transform", format!("is {layers:?}, but the file has an adapter for {full}")));
         }
+        targets.check(module)?;
         let b = file.take(&name, 2)?;
         let a = file.take(&format!("{stem}.lora_B.weight"), 2)?;
         let m = format!("{stem}.lora_magnitude_vector");
@@ -222,7 +336,7 @@ pub(super) fn import(c: &Config, file: &mut TensorFile) -> Result<Vec<Module>> {
         let found = b.shape[0] as f64;
         let stated = ranks.of(module).unwrap_or(rank);
         if found != stated {
-            return Err(file.bad(&name, format!("has rank {found}; adapter_config.json says {stated}")));
+            return Err(file.bad(&name, format!("has rank {found}; adapter_config.json says {}", plain(stated))));
         }
         let alpha = alphas.of(module).unwrap_or(alpha);
         let scale = if rs { alpha / found.sqrt() } else { alpha / found };
