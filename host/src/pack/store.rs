@@ -160,6 +160,17 @@ impl Store {
         names
     }
 
+    /// Names of trainings that were begun and not finished, sorted.
+    pub fn unfinished(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let begun = entries.filter(|e| e.path().join("training.json").is_file());
+        let names = begun.filter_map(|e| e.file_name().into_string().ok());
+        let mut names: Vec<String> =
+            names.filter_map(|n| Some(n.strip_prefix('.')?.strip_suffix(".training")?.to_owned())).collect();
+        names.sort();
+        names
+    }
+
     /// Locks the name of a pack against other processes; refuses at once where another one holds it.
     ///
     /// # Errors

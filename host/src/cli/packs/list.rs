@@ -43,11 +43,17 @@ pub fn run(_: &ListArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> 
         Err(e) => Entry { name, found: None, problem: Some(e.to_string()) },
     };
     let entries: Vec<Entry> = store.names().into_iter().map(entry).collect();
+    let unfinished = store.unfinished();
     if g.json {
-        say!("{}", serde_json::to_string_pretty(&serde_json::json!({ "root": store.root(), "packs": entries }))?);
+        say!(
+            "{}",
+            serde_json::to_string_pretty(
+                &serde_json::json!({ "root": store.root(), "packs": entries, "unfinished": unfinished })
+            )?
+        );
         return Ok(ExitCode::SUCCESS);
     }
-    if entries.is_empty() {
+    if entries.is_empty() && unfinished.is_empty() {
         say!("{}: no packs; make one with `plastic-host packs create`", store.root().display());
         return Ok(ExitCode::SUCCESS);
     }
@@ -67,6 +73,9 @@ pub fn run(_: &ListArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCode> 
         }
     }
     say!("{rows}");
+    for name in &unfinished {
+        say!("{name}: a training that is not finished; go on with `plastic-host packs resume {name}`");
+    }
     for e in &entries {
         if let Some(problem) = &e.problem {
             note!("{}: damaged: {problem}", e.name);

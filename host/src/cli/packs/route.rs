@@ -11,6 +11,7 @@ use crate::pack::parked::{From, Parking};
 use crate::pack::route::{Action, CORE, DomainMap, Packs, RouteEvent, Router, Rules};
 use crate::pack::{Store, attach, compare, domains};
 use anyhow::bail;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -97,6 +98,9 @@ struct Summary {
     failed: usize,
     /// Requests whose pack, or the bare base, was in place already.
     hits: usize,
+    /// Requests that the base alone answered, and their domains.
+    without_pack: usize,
+    domains_without_pack: BTreeSet<String>,
     /// Requests for which a pack was woken.
     swaps: usize,
     swaps_from_memory: usize,
@@ -243,12 +247,16 @@ fn summary(base: String, events: &[Event], router: &Router, parking: &Parking, u
     let times =
         |from: From| -> Vec<f64> { events.iter().filter(|e| e.from == Some(from)).map(|e| e.route_ms).collect() };
     let (memory, disk) = (times(From::Memory), times(From::Disk));
+    let bare: Vec<&Event> = events.iter().filter(|e| e.route.pack.is_none() && e.error.is_none()).collect();
+    let domains: BTreeSet<String> = bare.iter().map(|e| e.route.requested_domain.clone()).collect();
     let median = |t: &[f64]| (!t.is_empty()).then(|| stats::median(t));
     Summary {
         base,
         requests: events.len(),
         failed: events.iter().filter(|e| e.error.is_some()).count(),
-        hits: events.iter().filter(|e| e.route.action == Action::Noop).count(),
+        hits: events.iter().filter(|e| e.route.action == Action::Noop && e.route.pack.is_some()).count(),
+        without_pack: bare.len(),
+        domains_without_pack: domains,
         swaps: memory.len() + disk.len(),
         swaps_from_memory: memory.len(),
         swaps_from_disk: disk.len(),
@@ -304,6 +312,10 @@ fn report(events: &[Event], s: &Summary, g: &Global) {
         s.ttl_expirations,
         s.failed
     );
+    if s.without_pack > 0 {
+        let domains: Vec<&str> = s.domains_without_pack.iter().map(String::as_str).collect();
+        say!("{} of them without a pack: {}", s.without_pack, domains.join(", "));
+    }
     if s.unusable_rows > 0 {
         say!("left out {} rows without text", s.unusable_rows);
     }
