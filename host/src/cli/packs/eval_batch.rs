@@ -175,7 +175,8 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
 
     let attachment = packs.as_ref().map(|p| &p.attachment);
     let (mut rows, mut of_domains, mut broken, mut judged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (domain, windows) in &cases {
+    let mut stopped = false;
+    'cases: for (domain, windows) in &cases {
         for (n, size) in sizes.iter().enumerate() {
             let bar = ui::bar(g, 1, &format!("{domain}, batch {size}"));
             let work = Work { windows, batch: *size, fill: true, prompts: *size, repeats: REPEATS };
@@ -186,8 +187,8 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
             });
             bar.finish_and_clear();
             let Some(m) = measured.with_context(|| format!("{domain}, batch {size}"))? else {
-                ui::fail(&anyhow::anyhow!("interrupted; nothing was written"), g);
-                return Ok(ExitCode::from(130));
+                stopped = true;
+                break 'cases;
             };
             rows.push(row(args, domain, *size, windows, &m, packs.as_ref()));
             if let (Some(p), Some(pack), Some(d)) = (&packs, &m.pack, &m.difference) {
@@ -220,6 +221,10 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
             judged.push(Judged { case: domain.clone(), verdict, opinions });
         }
     }
+    if stopped && rows.is_empty() {
+        ui::fail(&anyhow::anyhow!("interrupted; nothing was measured"), g);
+        return Ok(ExitCode::from(130));
+    }
     let document = Document {
         base: &id,
         packs: &args.pack,
@@ -246,7 +251,12 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
         (_, Some(text)) if bare_csv => say!("{}", text.trim_end()),
         _ => report(&document, g),
     }
-    Ok(conclude(&broken, &judged, g.json, bare_csv))
+    let code = conclude(&broken, &judged, g.json, bare_csv);
+    if stopped {
+        note!("interrupted; {} row(s) were measured before", rows.len());
+        return Ok(ExitCode::from(130));
+    }
+    Ok(code)
 }
 
 fn usable(args: &EvalBatchArgs, limits: Limits, g: &Global) -> bool {
