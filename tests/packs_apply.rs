@@ -10,7 +10,7 @@
 mod support;
 
 use plastic_host::pack::{InUse, Pack, attach, probe};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use support::{Bench, PLAIN, Spec, gap, ids, root, words};
 

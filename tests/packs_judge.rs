@@ -104,7 +104,7 @@ fn a_pack_is_compared_with_its_base() {
 fn what_cannot_be_compared_is_said_before_the_work() {
     let dir = Scratch::new("judge-wrong");
     make_pack(&dir, "zero", 0);
-    eval(&dir, &["--pack", "zero", "--data-path", "roneneldan/TinyStories"]).refuses(1, "not fetched from a hub");
+    eval(&dir, &["--pack", "zero", "--offline", "--data-path", "roneneldan/TinyStories"]).refuses(1, "switched off");
     eval(&dir, &["--pack", "zer"]).refuses(1, "did you mean zero?");
     eval(&dir, &["--pack", "zero", "--max-memory", "much"]).refuses(2, "is no size");
     eval(&dir, &["--max-pack-mb", "1"]).refuses(2, "name one with --pack");

@@ -137,9 +137,9 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
         note!("error: a guardrail judges a pack; name one with --pack");
         return Ok(ExitCode::from(2));
     }
-    let path = subject::data_file("--data", args.data.as_deref(), "data/eval.jsonl", g)?;
     let outputs = [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())];
-    output::check(store, &outputs, &[&path])?;
+    output::check(store, &outputs, &[args.data.as_deref().unwrap_or("data/eval.jsonl".as_ref())])?;
+    let path = subject::data_file("--data", args.data.as_deref(), "data/eval.jsonl", g)?;
     let mut dataset = data::load(&path)?;
     let thinned = dataset.thin(args.num_samples, args.sequence_length);
     let mut evaluators = args.evaluators.open()?;

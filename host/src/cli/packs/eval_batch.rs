@@ -141,9 +141,9 @@ pub fn run(args: &EvalBatchArgs, store: &Store, g: &Global) -> anyhow::Result<Ex
                 return Ok(ExitCode::from(2));
             }
         };
-    let path = subject::data_file("--input", args.input.as_deref(), "data/domain_prompts.jsonl", g)?;
     let outputs = [("--csv", args.csv.iter().flatten().next()), ("--out", args.out.as_ref())];
-    output::check(store, &outputs, &[&path])?;
+    output::check(store, &outputs, &[args.input.as_deref().unwrap_or("data/domain_prompts.jsonl".as_ref())])?;
+    let path = subject::data_file("--input", args.input.as_deref(), "data/domain_prompts.jsonl", g)?;
     let texts = domains::read(&path)?;
     let mut evaluators = args.evaluators.open()?;
     let interrupt = Interrupt::listen()?;
