@@ -295,8 +295,9 @@ mod tests {
         for unit in [Unit::Slice, Unit::Component, Unit::Layer, Unit::Target, Unit::Prefix(1)] {
             let mut all = parts(&pack, unit).unwrap();
             let losses = measure(&mut model, &pack, &mut all, &windows, 4, &mut |_| true).unwrap().unwrap();
-            assert_eq!(score(&model).windows, before.windows, "{unit:?}: the base is back");
-            assert_eq!(losses.base, before.mean_nll);
+            assert!((0..model.slices().len()).all(|i| model.added(i).is_none()), "{unit:?}: the base is back");
+            // Not to the bit: tests beside this one switch the instruction set of the whole process.
+            assert!((losses.base - before.mean_nll).abs() < 1e-6);
             let part = &all[all.len() / 2];
             let mut rest = pack.clone();
             rest.adapters.extend(without(&pack, part).adapters);
@@ -314,6 +315,6 @@ mod tests {
         let mut all = parts(&pack, Unit::Slice).unwrap();
         measure(&mut model, &pack, &mut all, &windows, 4, &mut |done| done < 1).unwrap().unwrap();
         assert_eq!(all.iter().filter(|p| p.worth.is_some()).count(), 1);
-        assert_eq!(score(&model).windows, before.windows);
+        assert!((0..model.slices().len()).all(|i| model.added(i).is_none()));
     }
 }
