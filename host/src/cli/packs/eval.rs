@@ -10,7 +10,7 @@ use crate::mlx;
 use crate::pack::compare::{self, Compared, Side, Work};
 use crate::pack::guard::{Breach, Costs, Limits};
 use crate::pack::{Store, Weighted, judge};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -221,20 +221,9 @@ pub fn run(args: &EvalArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCod
         broken: &broken,
         judged: &judged,
     };
-    let json = serde_json::to_string_pretty(&document).context("writing the result")?;
-    if let Some(out) = &args.out {
-        crate::atomic::write_file(out, format!("{json}\n").as_bytes())?;
-    }
-    let csv = args.csv.is_some().then(|| subject::csv(&rows)).transpose()?;
-    if let (Some(Some(file)), Some(text)) = (&args.csv, &csv) {
-        crate::atomic::write_file(file, text.as_bytes())?;
-    }
-    let bare_csv = matches!(args.csv, Some(None));
-    match (g.json, &csv) {
-        (true, _) => say!("{json}"),
-        (_, Some(text)) if bare_csv => say!("{}", text.trim_end()),
-        _ => report(&document, &windows, g),
-    }
+    let bare_csv = subject::deliver(&document, &rows, args.out.as_deref(), args.csv.as_ref(), g, || {
+        report(&document, &windows, g);
+    })?;
     Ok(conclude(&broken, &judged, g.json, bare_csv))
 }
 

@@ -6,7 +6,7 @@ use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer};
 use crate::pack::attach::{self, Attachment};
 use crate::pack::{Pack, Store, Weighted};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -91,6 +91,36 @@ pub fn label(packs: &[Weighted]) -> String {
 /// As [`locate::text`].
 pub fn data_file(option: &str, named: Option<&Path>, default: &str, g: &Global) -> anyhow::Result<PathBuf> {
     locate::text(named.unwrap_or("".as_ref()), default, option, Purpose::Judge, g)
+}
+
+/// Writes a result where it was asked for: JSON to `out`, its rows as CSV to a file or, for a bare --csv, to standard
+/// output; else shows it. Answers whether standard output holds CSV.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn deliver<D: serde::Serialize, R: serde::Serialize>(
+    document: &D,
+    rows: &[R],
+    out: Option<&Path>,
+    csv_to: Option<&Option<PathBuf>>,
+    g: &Global,
+    show: impl FnOnce(),
+) -> anyhow::Result<bool> {
+    let json = serde_json::to_string_pretty(document).context("writing the result")?;
+    if let Some(out) = out {
+        crate::atomic::write_file(out, format!("{json}\n").as_bytes())?;
+    }
+    let text = csv_to.is_some().then(|| csv(rows)).transpose()?;
+    if let (Some(Some(file)), Some(text)) = (csv_to, &text) {
+        crate::atomic::write_file(file, text.as_bytes())?;
+    }
+    let bare = matches!(csv_to, Some(None));
+    match (g.json, &text) {
+        (true, _) => say!("{json}"),
+        (_, Some(text)) if bare => say!("{}", text.trim_end()),
+        _ => show(),
+    }
+    Ok(bare)
 }
 
 /// Rows as CSV, with the names of their fields above them.

@@ -3,7 +3,7 @@
 use super::{Global, show, ui};
 use crate::cli::base;
 use crate::cli::interrupt::Interrupt;
-use crate::eval::data::{self, Cutting, Dataset, Window};
+use crate::eval::data::{self, Cutting, Window};
 use crate::mlx;
 use crate::model::{LoadOptions, Model, Tokenizer, layout};
 use crate::pack::train::checkpoint::{Begun, TrainingDir};
@@ -12,7 +12,6 @@ use crate::pack::train::options::Options;
 use crate::pack::train::{Decision, Ended, Parts, StepMetrics, Trainer, Validation, Watcher};
 use crate::pack::{Meta, Store};
 use crate::plastic::policies::{Policies, Seat};
-use crate::plastic::step::now;
 use anyhow::bail;
 use indicatif::ProgressBar;
 use std::process::ExitCode;
@@ -31,11 +30,7 @@ pub fn begin(options: Options, force: bool, store: &Store, g: &Global) -> anyhow
         );
     }
     let mut prepared = prepare(options, store, g)?;
-    // The time is part of the pack; a fixed one makes two trainings comparable byte by byte.
-    prepared.begun.time = std::env::var("SOURCE_DATE_EPOCH")
-        .ok()
-        .and_then(|s| s.parse::<u64>().ok())
-        .map_or_else(now, crate::plastic::step::utc);
+    prepared.begun.time = super::time();
     prepared.begun.force = force;
     dir.create(&prepared.begun)?;
     drive(prepared, &dir, store, &lock, g)
@@ -128,7 +123,7 @@ fn prepare(mut options: Options, store: &Store, g: &Global) -> anyhow::Result<Pr
         );
     }
     let cutting = |pack: bool| Cutting { window: options.sequence_length, loss: options.loss, pack, keep_tail: false };
-    let mut rows = cut(&dataset, &tokenizer, &cutting(options.packing))?;
+    let mut rows = dataset.cut(&tokenizer, &cutting(options.packing))?.windows;
     let valid = match &validation {
         Some(v) => data::spread(&v.cut(&tokenizer, &cutting(false))?.windows, options.valid_windows),
         None => hold_back(&mut rows, &options),
@@ -179,11 +174,6 @@ fn policies(options: &mut Options) -> anyhow::Result<Option<Policies>> {
     }
     r.sha256 = hashes;
     Ok(Some(Policies { line, shadows: Vec::new(), fallback: None }))
-}
-
-/// Rows of a text; packed documents may leave no full row where single ones fill none either.
-fn cut(dataset: &Dataset, tokenizer: &Tokenizer, how: &Cutting) -> anyhow::Result<Vec<Window>> {
-    Ok(dataset.cut(tokenizer, how)?.windows)
 }
 
 /// Takes a share of the rows, spread evenly, out of the training: at least one where there are twenty.

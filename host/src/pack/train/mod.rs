@@ -450,6 +450,26 @@ impl Trainer {
         Ok(Some(decision))
     }
 
+    /// A pass for measuring these banks: nothing dropped, layer by layer.
+    fn probed<T>(
+        &self,
+        banks: &[Bank],
+        gates: Option<&[Gated]>,
+        measure: impl FnOnce(&Pass) -> Result<T>,
+    ) -> Result<T> {
+        let live: Vec<Live> = banks.iter().map(|b| b.live.clone()).collect();
+        measure(&Pass {
+            model: &self.model,
+            targets: &self.targets,
+            live: &live,
+            scales: &self.scales(),
+            norms: &vec![None; banks.len()],
+            dropout: None,
+            recompute: true,
+            gates,
+        })
+    }
+
     /// The batch that the next update takes first.
     fn next_batch(&mut self) -> Result<Batch> {
         self.batches.get(u64::from(self.state.step) * self.options.accumulate as u64)
@@ -554,19 +574,8 @@ impl Trainer {
 impl Probe for Trainer {
     fn loss(&mut self, banks: &[Bank]) -> Result<f64> {
         let batch = self.next_batch()?;
-        let live: Vec<Live> = banks.iter().map(|b| b.live.clone()).collect();
-        let none = vec![None; live.len()];
-        let pass = Pass {
-            model: &self.model,
-            targets: &self.targets,
-            live: &live,
-            scales: &self.scales(),
-            norms: &none,
-            dropout: None,
-            recompute: true,
-            gates: None,
-        };
-        Ok(pass.loss_of(&batch)? / batch.counted.max(1) as f64)
+        let loss = self.probed(banks, None, |pass| pass.loss_of(&batch))?;
+        Ok(loss / batch.counted.max(1) as f64)
     }
 
     fn fisher(&mut self, banks: &[Bank]) -> Result<Vec<Vec<f32>>> {
@@ -580,19 +589,7 @@ impl Probe for Trainer {
             let gate = mlx_rs::ops::broadcast_to(&open, &[shape[0], shape[1], open.dim(2)])?;
             gates.push(Gated { a, b, gate });
         }
-        let live: Vec<Live> = banks.iter().map(|b| b.live.clone()).collect();
-        let none = vec![None; live.len()];
-        let pass = Pass {
-            model: &self.model,
-            targets: &self.targets,
-            live: &live,
-            scales: &self.scales(),
-            norms: &none,
-            dropout: None,
-            recompute: true,
-            gates: Some(&gates),
-        };
-        let (_, gradients) = pass.gradients(&batch, 1.0)?;
+        let (_, gradients) = self.probed(banks, Some(&gates), |pass| pass.gradients(&batch, 1.0))?;
         let tokens = Array::from_f32(1.0 / batch.counted.max(1) as f32);
         let root = |g: &Array| g.square()?.sum_axes(&[0, 1], false)?.multiply(&tokens)?.sqrt();
         gradients.iter().map(|g| bank::floats(&root(g).context("worth of components")?)).collect()
