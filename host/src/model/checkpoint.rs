@@ -88,6 +88,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The weight files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files

@@ -7,6 +7,7 @@ use super::cache::{KvCache, LayerCache};
 use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::error::{Error, Result};
+use super::ladder::{self, Level, Levels};
 use super::linear::{Added, Factors, Linear, Weight};
 use super::weights::Weights;
 use crate::mlx::{self, Array, Dtype, kernels};
@@ -18,6 +19,10 @@ pub struct LoadOptions {
     /// Bytes for float32 copies of weights that the checkpoint has in another form; `None`: half of the
     /// memory that is free. Copies make scoring on a CPU several times faster.
     pub dense_budget: Option<u64>,
+    /// How much of an elastic checkpoint is awake; `None`: as its `elastic.json` says.
+    pub levels: Option<Levels>,
+    /// Whether components that sleep are loaded too, so that [`Model::set_level`] can wake them.
+    pub parked: bool,
 }
 
 /// A projection that can sleep.
@@ -44,7 +49,7 @@ pub struct Resident {
     pub packed: u64,
     /// Their float32 copies.
     pub dense: u64,
-    /// Factors in place of slices.
+    /// Factors in place of slices, components that sleep included.
     pub factors: u64,
     /// What packs add.
     #[serde(default)]
@@ -86,7 +91,11 @@ impl Model {
         let checkpoint = Checkpoint::open(dir)?;
         // GPUs multiply quantised weights faster than float32 copies; MLX's CPU kernels are far slower.
         let dense_is_faster = mlx::on_cpu();
-        let w = Weights::new(&checkpoint, &config, dense_is_faster)?;
+        let levels = match &options.levels {
+            Some(levels) => levels.clone(),
+            None => ladder::recorded(dir)?.unwrap_or_default(),
+        };
+        let w = Weights::new(&checkpoint, &config, dense_is_faster)?.at(levels, options.parked);
         let tied = config.tie_word_embeddings.unwrap_or(!w.has("lm_head.weight"));
         let (v, d) = (config.vocab_size, config.hidden_size);
         let embedding = w.matrix("model.embed_tokens", v, d)?;
@@ -134,7 +143,7 @@ impl Model {
     /// # Panics
     /// When `slice` is no index into [`Model::slices`].
     pub fn dense_weight(&self, slice: usize) -> Result<Array> {
-        let w = self.linear(slice).weight.widened()?;
+        let w = self.linear(slice).widened()?;
         mlx::eval([&w])?;
         Ok(w)
     }
@@ -160,7 +169,7 @@ impl Model {
     /// # Panics
     /// When `slice` is no index into [`Model::slices`].
     pub fn scheme(&self, slice: usize) -> Option<crate::mlx::quant::Scheme> {
-        self.linear(slice).weight.scheme()
+        self.linear(slice).scheme()
     }
 
     /// Makes the float32 copies that scoring would make, so that they do not count as its time.
@@ -168,10 +177,47 @@ impl Model {
     /// # Errors
     /// When MLX fails.
     pub fn warm(&self) -> Result<()> {
-        for l in self.blocks.iter().flat_map(|b| &b.linears).filter(|l| l.factors().is_none()) {
-            l.weight.warm()?;
+        for l in self.blocks.iter().flat_map(|b| &b.linears) {
+            l.warm()?;
         }
         Ok(())
+    }
+
+    /// What an elastic checkpoint stores of a slice and is in memory; `None` for a weight alone.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn stored(&self, slice: usize) -> Option<ladder::Stored> {
+        self.linear(slice).stored()
+    }
+
+    /// How much of a slice of an elastic checkpoint is awake; `None` for a weight alone.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn level(&self, slice: usize) -> Option<Level> {
+        self.linear(slice).level()
+    }
+
+    /// Changes how much of a slice of an elastic checkpoint is awake. Looks at another part of the same memory:
+    /// nothing is copied.
+    ///
+    /// # Errors
+    /// When so much is not in memory; the slice is as before then.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn set_level(&mut self, slice: usize, level: Level) -> Result<()> {
+        let fits = match (self.stored(slice), level) {
+            (Some(s), Level::Dense) => s.dense,
+            (Some(s), Level::Rank(r)) => r <= s.rank,
+            (None, _) => false,
+        };
+        if !fits {
+            let name = &self.slices[slice].name;
+            return Err(Error::Request(format!("{name}: {level:?} is not in memory; load the model with more awake")));
+        }
+        Ok(self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].set_level(level)?)
     }
 
     /// The bias [rows] of a slice, where it has one; factors leave it as it is.
@@ -373,6 +419,7 @@ impl Model {
         for b in &self.blocks {
             r.other += b.other_bytes();
             r.factors += b.linears.iter().filter_map(Linear::factors).map(Factors::nbytes).sum::<u64>();
+            r.factors += b.linears.iter().map(Linear::ladder_bytes).sum::<u64>();
             r.packs += b.linears.iter().filter_map(|l| l.added.as_ref()).map(Added::nbytes).sum::<u64>();
         }
         r

@@ -6,6 +6,7 @@
 //! path runs depends on the number of rows alone, never on what happens to be cached, so that outputs
 //! after sleeping and waking are those from before, bit for bit.
 
+use super::ladder::{self, Ladder, Level};
 use crate::mlx::quant::{Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
 use std::cell::OnceCell;
@@ -23,6 +24,16 @@ pub struct Factors {
 }
 
 impl Factors {
+    /// `(x Bᵀ) Aᵀ`: [.., cols] to [.., rows].
+    pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
+        x.matmul(self.b.transpose()?)?.matmul(self.a.transpose()?).context("low-rank projection")
+    }
+
+    /// A · B: [rows, cols].
+    pub(crate) fn product(&self) -> mlx::Result<Array> {
+        self.a.matmul(&self.b).context("multiplying factors out")
+    }
+
     /// Bytes of both.
     pub fn nbytes(&self) -> u64 {
         (self.a.nbytes() + self.b.nbytes()) as u64
@@ -46,8 +57,7 @@ impl Added {
 
     fn apply(&self, x: &Array, y: &Array) -> mlx::Result<Array> {
         let what = "adding a pack";
-        let low = x.matmul(self.factors.b.transpose()?)?.matmul(self.factors.a.transpose()?).context(what)?;
-        let y = y.add(low).context(what)?;
+        let y = y.add(self.factors.apply(x)?).context(what)?;
         match &self.gain {
             None => Ok(y),
             Some(g) => y.multiply(g).context(what),
@@ -62,6 +72,8 @@ pub(crate) enum Stored {
     Float(Array),
     /// Quantised.
     Packed(Packed),
+    /// Not in memory: components stand in its place.
+    Absent,
 }
 
 /// A matrix [rows, cols] of the base with its optional float32 copy.
@@ -87,8 +99,8 @@ impl Weight {
     /// How the checkpoint quantises it; `None` for floats.
     pub(crate) fn scheme(&self) -> Option<Scheme> {
         match &self.stored {
-            Stored::Float(_) => None,
             Stored::Packed(p) => Some(p.scheme),
+            Stored::Float(_) | Stored::Absent => None,
         }
     }
 
@@ -96,6 +108,7 @@ impl Weight {
     pub(crate) fn dense_cost(&self) -> u64 {
         match &self.stored {
             Stored::Float(w) if w.dtype() == Dtype::Float32 => 0,
+            Stored::Absent => 0,
             _ => 4 * (self.rows * self.cols) as u64,
         }
     }
@@ -128,6 +141,7 @@ impl Weight {
             Stored::Float(w) if w.dtype() == Dtype::Float32 => Ok(w.clone()),
             Stored::Float(w) => w.as_dtype(Dtype::Float32).context("widening a weight"),
             Stored::Packed(p) => p.dequantize()?.as_dtype(Dtype::Float32).context("widening a weight"),
+            Stored::Absent => Err(absent()),
         }
     }
 
@@ -162,8 +176,14 @@ impl Weight {
         let rows = match &self.stored {
             Stored::Float(w) => w.take_axis(index, 0)?,
             Stored::Packed(p) => p.rows(index)?.dequantize()?,
+            Stored::Absent => return Err(absent()),
         };
         rows.as_dtype(Dtype::Float32).context("embedding")
+    }
+
+    /// Whether it is not in memory.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self.stored, Stored::Absent)
     }
 
     /// Gives a kept copy back.
@@ -176,9 +196,15 @@ impl Weight {
         let stored = match &self.stored {
             Stored::Float(w) => w.nbytes(),
             Stored::Packed(p) => p.arrays().map(Array::nbytes).sum(),
+            Stored::Absent => 0,
         };
         (stored as u64, self.dense.get().map_or(0, |w| w.nbytes() as u64))
     }
+}
+
+fn absent() -> mlx::MlxError {
+    let exception = mlx_rs::error::Exception::custom("only components of this slice are in memory");
+    mlx::MlxError { what: "a dense weight".into(), exception }
 }
 
 /// A projection with its bias, its factors when it sleeps, and what packs add to it.
@@ -186,20 +212,33 @@ impl Weight {
 pub(crate) struct Linear {
     pub(crate) weight: Weight,
     pub(crate) bias: Option<Array>,
+    /// Components of an elastic checkpoint.
+    ladder: Option<Ladder>,
+    /// Those of them that are awake; `None` while the weight itself runs alone.
+    part: Option<Factors>,
     factors: Option<Factors>,
     pub(crate) added: Option<Added>,
 }
 
 impl Linear {
     pub(crate) fn new(weight: Weight, bias: Option<Array>) -> Linear {
-        Linear { weight, bias, factors: None, added: None }
+        Linear { weight, bias, ladder: None, part: None, factors: None, added: None }
+    }
+
+    /// The same with components, of which none is awake yet.
+    pub(crate) fn with_ladder(self, ladder: Option<Ladder>) -> Linear {
+        Linear { ladder, ..self }
     }
 
     /// `x` [.., cols] to [.., rows].
     pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
-        let y = match &self.factors {
-            None => self.weight.apply(x)?,
-            Some(f) => x.matmul(f.b.transpose()?)?.matmul(f.a.transpose()?).context("low-rank projection")?,
+        let y = match (&self.factors, &self.part) {
+            (Some(f), _) => f.apply(x)?,
+            (None, Some(part)) if self.repairs() => {
+                self.weight.apply(x)?.add(part.apply(x)?).context("repairing a projection")?
+            }
+            (None, Some(part)) => part.apply(x)?,
+            (None, None) => self.weight.apply(x)?,
         };
         let y = match &self.added {
             None => y,
@@ -209,6 +248,62 @@ impl Linear {
             None => Ok(y),
             Some(b) => y.add(b).context("adding a bias"),
         }
+    }
+
+    fn repairs(&self) -> bool {
+        self.ladder.as_ref().is_some_and(|l| l.repairs)
+    }
+
+    /// The weight that runs where no factors stand in for it, float32 [rows, cols], not kept.
+    pub(crate) fn widened(&self) -> mlx::Result<Array> {
+        match &self.part {
+            None => self.weight.widened(),
+            Some(part) if self.repairs() => {
+                self.weight.widened()?.add(part.product()?).context("repairing a weight")
+            }
+            Some(part) => part.product(),
+        }
+    }
+
+    /// How the checkpoint quantises the weight that runs; `None` for floats and components.
+    pub(crate) fn scheme(&self) -> Option<Scheme> {
+        if self.part.is_some() { None } else { self.weight.scheme() }
+    }
+
+    /// Makes the float32 copy, where one will be used and kept.
+    pub(crate) fn warm(&self) -> mlx::Result<()> {
+        if self.factors.is_some() || (self.part.is_some() && !self.repairs()) { Ok(()) } else { self.weight.warm() }
+    }
+
+    /// What the checkpoint stores of it; `None` where that is the weight alone.
+    pub(crate) fn stored(&self) -> Option<ladder::Stored> {
+        let l = self.ladder.as_ref()?;
+        let dense = !l.repairs && !self.weight.is_absent();
+        Some(ladder::Stored { rank: l.rank(), repairs: l.repairs, dense })
+    }
+
+    /// How much is awake; `None` for a slice without components.
+    pub(crate) fn level(&self) -> Option<Level> {
+        self.ladder.as_ref()?;
+        Some(self.part.as_ref().map_or(Level::Dense, |p| Level::Rank(p.b.dim(0) as u32)))
+    }
+
+    /// Wakes so many components and puts the others to sleep. The caller has checked that they are there.
+    pub(crate) fn set_level(&mut self, level: Level) -> mlx::Result<()> {
+        let Some(ladder) = &self.ladder else { return Ok(()) };
+        self.part = match level {
+            Level::Dense => None,
+            Level::Rank(r) => Some(ladder.first(r)?),
+        };
+        if self.part.is_some() && !ladder.repairs {
+            self.weight.drop_dense();
+        }
+        Ok(())
+    }
+
+    /// Bytes of components in memory.
+    pub(crate) fn ladder_bytes(&self) -> u64 {
+        self.ladder.as_ref().map_or(0, Ladder::nbytes)
     }
 
     pub(crate) fn factors(&self) -> Option<&Factors> {

@@ -10,9 +10,11 @@ use super::checkpoint::Checkpoint;
 use super::config::{Config, check_scheme};
 use super::error::{Error, Result};
 use super::finite::{first_bad, first_bad_code};
+use super::ladder::{self, Ladder, Level, Levels};
 use super::linear::{Linear, Stored, Weight};
 use crate::mlx::quant::{Mode, Packed, Scheme};
 use crate::mlx::{self, Array, Dtype};
+use mlx_rs::ops::indexing::TryIndexOp;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,12 +25,20 @@ pub(crate) struct Weights<'a> {
     arrays: HashMap<String, Array>,
     used: RefCell<BTreeSet<String>>,
     dense_is_faster: bool,
+    levels: Levels,
+    parked: bool,
 }
 
 impl<'a> Weights<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, config: &'a Config, dense_is_faster: bool) -> Result<Self> {
         let arrays = checkpoint.arrays()?;
-        Ok(Weights { checkpoint, config, arrays, used: RefCell::default(), dense_is_faster })
+        let (used, levels) = (RefCell::default(), Levels::new());
+        Ok(Weights { checkpoint, config, arrays, used, dense_is_faster, levels, parked: false })
+    }
+
+    /// Wakes so much of slices stored as components; with `parked` the rest of them is loaded too.
+    pub(crate) fn at(self, levels: Levels, parked: bool) -> Self {
+        Weights { levels, parked, ..self }
     }
 
     /// Whether the checkpoint has the tensor.
@@ -45,9 +55,76 @@ impl<'a> Weights<'a> {
 
     /// The projection `module` [rows, cols], with its bias when there should be one.
     pub(crate) fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
-        let weight = self.matrix(module, rows, cols)?;
         let bias = bias.then(|| self.vector(&format!("{module}.bias"), rows)).transpose()?;
-        Ok(Linear::new(weight, bias))
+        let kind = ["ladder", "repair"].into_iter().find(|k| {
+            let a = format!("{module}.{k}.a");
+            self.has(&a) || self.has(&format!("{a}.weight"))
+        });
+        let Some(kind) = kind else { return Ok(Linear::new(self.matrix(module, rows, cols)?, bias)) };
+        let repairs = kind == "repair";
+        let [a, b] = ["a", "b"].map(|side| format!("{module}.{kind}.{side}"));
+        let stored = self.components(&a)?;
+        let has_dense = !repairs && self.has(&format!("{module}.weight"));
+        let level = match self.levels.get(module) {
+            Some(level) => *level,
+            None if has_dense => Level::Dense,
+            None => Level::Rank(stored),
+        };
+        let awake = match level {
+            Level::Dense if has_dense => None,
+            Level::Rank(r) if r <= stored => Some(r),
+            level => return Err(self.unavailable(module, level, stored)),
+        };
+        // What sleeps is read only where it may be woken.
+        let loaded = if self.parked { stored } else { awake.unwrap_or(0) };
+        let part = |name: &str, width: usize| -> Result<Array> {
+            let all = self.floats_or_packed(name, stored as usize, width)?;
+            let first = if loaded == stored { all } else { all.try_index(..loaded as i32)?.contiguous()? };
+            self.finite(name, &first)?;
+            Ok(first)
+        };
+        let ladder = Ladder::new(part(&a, rows)?, part(&b, cols)?, repairs);
+        let weight = match repairs || (has_dense && (self.parked || awake.is_none())) {
+            true => self.matrix(module, rows, cols)?,
+            false => {
+                for part in ["weight", "scales", "biases"].map(|p| format!("{module}.{p}")) {
+                    self.used.borrow_mut().insert(part);
+                }
+                Weight::new(Stored::Absent, rows, cols, self.dense_is_faster)
+            }
+        };
+        let mut linear = Linear::new(weight, bias).with_ladder(Some(ladder));
+        linear.set_level(level)?;
+        Ok(linear)
+    }
+
+    /// How many components a ladder has, by the tensor `name` or its codes.
+    fn components(&self, name: &str) -> Result<u32> {
+        let info = self.checkpoint.info(name).or_else(|| self.checkpoint.info(&format!("{name}.weight")));
+        let rank = info.and_then(|i| i.shape.first()).filter(|r| **r < i32::MAX as usize);
+        rank.map(|r| *r as u32).ok_or_else(|| self.bad(name, "has no components; compress the base again"))
+    }
+
+    fn unavailable(&self, module: &str, level: Level, stored: u32) -> Error {
+        let asked = match level {
+            Level::Dense => "the dense slice".to_owned(),
+            Level::Rank(r) => format!("{r} components"),
+        };
+        Error::file(
+            &self.checkpoint.dir().join(ladder::MANIFEST),
+            format!(
+                "calls for {asked} of {module}, of which {stored} components are stored: the file and the weights do not belong together; compress the base again"
+            ),
+        )
+    }
+
+    /// A matrix [rows, cols] stored as floats or quantised, widened to float32; unevaluated.
+    fn floats_or_packed(&self, name: &str, rows: usize, cols: usize) -> Result<Array> {
+        if self.has(name) {
+            return Ok(self.floats(name, &[rows, cols])?.as_dtype(Dtype::Float32)?);
+        }
+        let scheme = self.inferred(name, rows, cols)?;
+        Ok(self.packed(name, rows, cols, scheme)?.dequantize()?.as_dtype(Dtype::Float32)?)
     }
 
     /// The matrix `module.weight` [rows, cols] in whatever form it has.
