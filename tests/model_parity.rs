@@ -64,7 +64,7 @@ fn tiny_checkpoints_match_mlx_lm() {
     for name in cases["cases"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()) {
         // Without copies every product goes the way of a small memory budget; the numbers are the same.
         for budget in [None, Some(0)] {
-            let m = Model::load(&dir.join(name), &LoadOptions { dense_budget: budget }).unwrap();
+            let m = Model::load(&dir.join(name), &LoadOptions { dense_budget: budget, ..Default::default() }).unwrap();
             let expected = json(&dir.join(name).join("expected.json"));
             let atol = if m.config().quantization.global.is_some() { 5e-4 } else { 2e-4 };
             for tag in ["ids", "long_ids"] {

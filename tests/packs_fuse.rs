@@ -94,7 +94,7 @@ fn eight_bits_are_written_module_by_module() {
 
 #[test]
 fn a_sharded_base_gives_a_sharded_model() {
-    use plastic_host::pack::tensor_file::{Source, Tensor, dtype, write};
+    use plastic_host::model::tensor_file::{Source, Tensor, dtype, write};
     let b = Bench::new("qwen3_q8g32");
     // The one file becomes two, with an index.
     let whole = b.base().join("model.safetensors");

@@ -44,11 +44,18 @@ impl Basin {
     /// A slice `rows` × `cols` with its singular values, largest first.
     pub fn new(values: &[f32], rows: usize, cols: usize, may_be_dense: bool) -> Basin {
         let energies: Vec<f64> = values.iter().map(|&s| f64::from(s) * f64::from(s)).collect();
-        let mut tail = vec![0.0; energies.len() + 1];
+        let dense = rows as u64 * cols as u64;
+        Basin { may_be_dense, ..Basin::priced(energies, 0.0, (rows + cols) as u64, Some(dense)) }
+    }
+
+    /// A slice whose components hold these energies, largest first, and cost `component` each, whatever is counted;
+    /// `beyond` is lost with all of them awake. `dense` is the cost of the slice's own weight, where it may be had.
+    pub fn priced(energies: Vec<f64>, beyond: f64, component: u64, dense: Option<u64>) -> Basin {
+        let mut tail = vec![beyond; energies.len() + 1];
         for i in (0..energies.len()).rev() {
             tail[i] = energies[i] + tail[i + 1];
         }
-        Basin { energies, tail, component: (rows + cols) as u64, dense: rows as u64 * cols as u64, may_be_dense }
+        Basin { energies, tail, component, dense: dense.unwrap_or(0), may_be_dense: dense.is_some() }
     }
 
     /// A slice as it is observed, in a metric.

@@ -14,6 +14,7 @@ macro_rules! note {
 mod again;
 mod base;
 mod completions;
+mod compress;
 mod doctor;
 mod eval;
 mod fetching;
@@ -23,6 +24,7 @@ mod locate;
 mod model;
 mod packs;
 mod plugin;
+mod ranks;
 mod replay;
 mod resume;
 mod rules;
@@ -82,6 +84,8 @@ enum Verb {
     Generate(Box<generate::GenerateArgs>),
     /// Measure perplexity on a text
     Eval(Box<eval::EvalArgs>),
+    /// Compress a model into an elastic checkpoint, whose capacity can shrink and regrow
+    Compress(Box<compress::CompressArgs>),
     /// Fetch, import, inspect and list models
     Model(model::ModelArgs),
     /// Train, inspect, apply, evaluate and exchange skill packs
@@ -111,6 +115,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Replay(a)) => replay::run(a, g),
         Some(Verb::Generate(a)) => generate::run(a, g),
         Some(Verb::Eval(a)) => eval::run(a, g),
+        Some(Verb::Compress(a)) => compress::run(a, g),
         Some(Verb::Model(a)) => model::run(a, g),
         Some(Verb::Packs(a)) => packs::run(a, g),
         Some(Verb::Plugin(a)) => plugin::run(a, g),

@@ -419,12 +419,12 @@ fn options_hash(config: &RunConfig) -> anyhow::Result<String> {
 }
 
 /// A run can be resumed from any directory.
-fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
+pub(super) fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(&path).with_context(|| path.display().to_string())
 }
 
 /// The same for a text, whose own name is kept: in the hub's cache it is a link to contents without an ending.
-fn in_place(path: PathBuf) -> anyhow::Result<PathBuf> {
+pub(super) fn in_place(path: PathBuf) -> anyhow::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) => Ok(absolute(dir.to_owned())?.join(name)),
@@ -433,7 +433,7 @@ fn in_place(path: PathBuf) -> anyhow::Result<PathBuf> {
 }
 
 /// Loads and configures the policies of one role; paths become absolute.
-fn policies(
+pub(super) fn policies(
     loader: &Loader,
     choices: &mut [Choice],
     role: Role,
@@ -477,7 +477,7 @@ fn same(what: &str, path: &Path, found: &str, expected: &str) -> anyhow::Result<
 }
 
 /// Windows and examples of the evaluation text, spread evenly, and its hash.
-fn evaluation_text(
+pub(super) fn evaluation_text(
     config: &RunConfig,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<(FileRecord, Vec<Vec<u32>>, Vec<contract::Example>)> {
@@ -490,7 +490,7 @@ fn evaluation_text(
 }
 
 /// Windows of a text, spread evenly, and its hash.
-fn text_windows(
+pub(super) fn text_windows(
     path: &Path,
     windows: usize,
     config: &RunConfig,
@@ -505,7 +505,7 @@ fn text_windows(
 }
 
 /// Positions of the slices whose names match a glob; all without globs.
-fn choose(model: &Model, globs: &[String]) -> anyhow::Result<Vec<usize>> {
+pub(super) fn choose(model: &Model, globs: &[String]) -> anyhow::Result<Vec<usize>> {
     if globs.is_empty() {
         return Ok((0..model.slices().len()).collect());
     }
@@ -524,7 +524,7 @@ fn choose(model: &Model, globs: &[String]) -> anyhow::Result<Vec<usize>> {
 }
 
 /// Calibration statistics from the cache, or gathered now and put there.
-fn calibrate(
+pub(super) fn calibrate(
     model: &Model,
     model_id: &str,
     windows: &[Vec<u32>],
@@ -571,7 +571,7 @@ fn calibrate(
 }
 
 /// What model calibration text runs through: the base, and packs to the byte. The name of a pack is not part of it.
-fn identity(base_sha256: &str, packs: &[crate::pack::Used]) -> String {
+pub(super) fn identity(base_sha256: &str, packs: &[crate::pack::Used]) -> String {
     let pack = |u: &crate::pack::Used| format!("\npack {} {:08x}", u.sha256, u.weight.to_bits());
     base_sha256.to_owned() + &packs.iter().map(pack).collect::<String>()
 }

@@ -46,6 +46,9 @@ pub enum Error {
     /// A request that this model cannot serve: a token id beyond the vocabulary, an empty sequence.
     #[error("{0}")]
     Request(String),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] crate::atomic::FileError),
     /// MLX failed.
     #[error(transparent)]
     Mlx(#[from] MlxError),

@@ -258,9 +258,7 @@ impl Linear {
     pub(crate) fn widened(&self) -> mlx::Result<Array> {
         match &self.part {
             None => self.weight.widened(),
-            Some(part) if self.repairs() => {
-                self.weight.widened()?.add(part.product()?).context("repairing a weight")
-            }
+            Some(part) if self.repairs() => self.weight.widened()?.add(part.product()?).context("repairing a weight"),
             Some(part) => part.product(),
         }
     }

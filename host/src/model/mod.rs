@@ -29,6 +29,7 @@ pub mod rope;
 pub mod safetensors;
 pub mod sample;
 pub mod store;
+pub mod tensor_file;
 pub mod timing;
 pub mod tokenizer;
 mod weights;

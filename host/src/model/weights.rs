@@ -80,7 +80,9 @@ impl<'a> Weights<'a> {
         let part = |name: &str, width: usize| -> Result<Array> {
             let all = self.floats_or_packed(name, stored as usize, width)?;
             let first = if loaded == stored { all } else { all.try_index(..loaded as i32)?.contiguous()? };
-            self.finite(name, &first)?;
+            if loaded > 0 {
+                self.finite(name, &first)?;
+            }
             Ok(first)
         };
         let ladder = Ladder::new(part(&a, rows)?, part(&b, cols)?, repairs);

@@ -10,12 +10,12 @@
 
 use super::attach::Attachment;
 use super::error::{Error, Result};
-use super::tensor_file::{self, Source, Tensor};
 use crate::atomic::{FileError, Lock, Staged};
 use crate::mlx::quant::{Mode, Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::safetensors::{TensorInfo, read_header};
+use crate::model::safetensors::read_header;
+use crate::model::tensor_file::{self, Tensor, by_place, copied, of_array};
 use crate::model::{Added, Model};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -283,16 +283,7 @@ impl<'a> Fusion<'a> {
             old["weight_map"] = json!(map);
             write(index, &old)?;
         }
-        for entry in std::fs::read_dir(self.dir).map_err(FileError::at("reading", self.dir))?.flatten() {
-            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-            let kind = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
-            let text = ["json", "txt", "model", "jinja", "tiktoken"].contains(&kind.as_str());
-            // What the base was imported from is not where this one comes from.
-            let other = [config, index, "import.json"].contains(&name.as_str()) || name.starts_with('.');
-            if (text || name.starts_with("LICENSE")) && !other && path.is_file() {
-                std::fs::copy(&path, to.join(&name)).map_err(FileError::at("copying", &path))?;
-            }
-        }
+        tensor_file::copy_texts(self.dir, to)?;
         Ok(())
     }
 }
@@ -319,26 +310,6 @@ pub fn free(out: &Path, base: &Path, force: bool) -> Result<()> {
     }
 }
 
-/// Tensors in the order in which they lie in their file.
-fn by_place(header: BTreeMap<String, TensorInfo>) -> Vec<(String, TensorInfo)> {
-    let mut all: Vec<_> = header.into_iter().collect();
-    all.sort_by_key(|(_, info)| info.begin);
-    all
-}
-
-/// A tensor as it lies in a file of the base.
-fn copied(file: &Path, name: String, info: &TensorInfo) -> Result<Tensor> {
-    use std::io::Read;
-    let mut length = [0u8; 8];
-    let read = crate::atomic::open_regular(file).and_then(|mut f| f.read_exact(&mut length));
-    read.map_err(FileError::at("reading", file))?;
-    let begin = 8 + u64::from_le_bytes(length) + info.begin;
-    let dtype = tensor_file::dtype(&info.dtype)
-        .ok_or_else(|| Error::tensor(file, &name, format!("has type {}, which cannot be copied", info.dtype)))?;
-    let source = Source::File(file.to_owned(), begin, info.end - info.begin);
-    Ok(Tensor { name, dtype, shape: info.shape.clone(), source })
-}
-
 /// A weight [rows, cols] float32 as tensors of a checkpoint, and what they restore.
 fn encode(name: &str, w: &Array, target: Target) -> Result<(Vec<Tensor>, Array)> {
     let what = "quantising a fused slice";
@@ -346,7 +317,7 @@ fn encode(name: &str, w: &Array, target: Target) -> Result<(Vec<Tensor>, Array)>
         Target::Float(dtype) => {
             let stored = w.as_dtype(dtype).context(what)?;
             let restored = stored.as_dtype(Dtype::Float32).context(what)?;
-            Ok((vec![tensor(format!("{name}.weight"), &stored)?], restored))
+            Ok((vec![of_array(format!("{name}.weight"), &stored)?], restored))
         }
         Target::Packed(scheme, dtype) => {
             let (group, bits) = (scheme.group_size as i32, scheme.bits as i32);
@@ -356,33 +327,10 @@ fn encode(name: &str, w: &Array, target: Target) -> Result<(Vec<Tensor>, Array)>
             let wide = |a: &Array| a.as_dtype(Dtype::Float32).context(what);
             let packed = Packed { codes: codes.clone(), scales: wide(&scales)?, biases: Some(wide(&biases)?), scheme };
             let parts = [("weight", &codes), ("scales", &scales), ("biases", &biases)];
-            let tensors = parts.into_iter().map(|(part, a)| tensor(format!("{name}.{part}"), a));
-            Ok((tensors.collect::<Result<_>>()?, packed.dequantize()?))
+            let tensors = parts.into_iter().map(|(part, a)| of_array(format!("{name}.{part}"), a));
+            Ok((tensors.collect::<crate::model::Result<_>>()?, packed.dequantize()?))
         }
     }
-}
-
-/// The bytes of an array.
-fn tensor(name: String, a: &Array) -> Result<Tensor> {
-    let a = a.contiguous()?;
-    mlx::eval([&a])?;
-    let wrong = |e: &dyn std::fmt::Display| Error::Other(format!("{name}: cannot be read: {e}"));
-    let (dtype, bytes) = match a.dtype() {
-        Dtype::Uint32 => {
-            ("U32", a.try_as_slice::<u32>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect())
-        }
-        Dtype::Float16 => (
-            "F16",
-            a.try_as_slice::<half::f16>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        ),
-        Dtype::Bfloat16 => (
-            "BF16",
-            a.try_as_slice::<half::bf16>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        ),
-        _ => ("F32", a.try_as_slice::<f32>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect()),
-    };
-    let shape = a.shape().iter().map(|n| *n as usize).collect();
-    Ok(Tensor { name, dtype, shape, source: Source::Bytes(bytes) })
 }
 
 /// Sum over all elements of a product; rows by MLX, their sum in float64.

@@ -26,7 +26,6 @@ pub mod ranks;
 pub mod rerank;
 pub mod route;
 pub mod store;
-pub mod tensor_file;
 pub mod thinking;
 pub mod train;
 

@@ -5,7 +5,7 @@
 //! handles back: both are exact, and neither can fail.
 
 use super::bank::{Bank, BankError, Parking};
-use super::factor::{self, Metric, SliceMoments};
+use super::factor::{self, Components, Metric, SliceMoments};
 use super::moments::Moments;
 use super::state::{Awake, DENSE};
 use super::statistic::Probe;
@@ -255,6 +255,21 @@ impl Elastic {
             let slice = || self.slices[i].name.clone();
             take(i, result.map_err(|source| ElasticError::Factor { slice: slice(), source })?)
         })
+    }
+
+    /// The components of each of `these` slices in a metric, handed to `take` in the order they are ready.
+    ///
+    /// # Errors
+    /// When a slice cannot be decomposed, `take` fails, or on interruption.
+    pub fn components_of(
+        &self,
+        these: &[usize],
+        metric: Metric,
+        moments: Option<&Moments>,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+        take: impl FnMut(usize, Components) -> Result<()>,
+    ) -> Result<()> {
+        self.decompose(these, metric, moments, progress, factor::components, take)
     }
 
     fn set(&mut self, i: usize, awake: &Awake) -> Result<()> {

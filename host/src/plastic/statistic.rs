@@ -5,6 +5,8 @@ use super::elastic::{Elastic, ElasticError};
 use super::factor::Metric;
 use super::moments::Moments;
 use crate::model::Error as ModelError;
+use crate::plugin::contract::{Observation, Series};
+use std::collections::BTreeMap;
 
 /// A statistic of every slice.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +24,29 @@ pub enum Statistic {
 
 /// What this host offers in phase `compress`, for messages.
 pub const OFFERED: &str = "spectrum:plain, spectrum:input, spectrum:fisher, trace:input, trace:output and sensitivity:SHARE such as sensitivity:0.5";
+
+/// Statistics by name, slice by slice.
+pub type Computed = BTreeMap<String, Vec<Vec<f32>>>;
+
+/// The statistics a policy is shown, in the order of `needs`: where they lie, and their values.
+pub fn series(needs: &[String], computed: &Computed) -> (Vec<Series>, Vec<f32>) {
+    let (mut series, mut values) = (Vec::new(), Vec::new());
+    for (need, name) in (0u32..).zip(needs) {
+        for (slice, s) in (0u32..).zip(computed.get(name).into_iter().flatten()) {
+            series.push(Series { slice, need, offset: values.len() as u32, len: s.len() as u32 });
+            values.extend_from_slice(s);
+        }
+    }
+    (series, values)
+}
+
+/// Finds a statistic of a slice in an observation.
+pub fn spectra_of<'a>(observation: &'a Observation) -> impl Fn(u32, u32) -> Option<&'a [f32]> {
+    |slice, need| {
+        let s = observation.series.iter().find(|s| s.slice == slice && s.need == need)?;
+        observation.values.get(s.offset as usize..(s.offset + s.len) as usize)
+    }
+}
 
 impl Statistic {
     /// From its name in the contract; `None` where this host does not offer it.

@@ -20,13 +20,12 @@ use super::policies::{Decided, Policies, Seat, Undecided};
 use super::recording::{self, RecordingError};
 use super::rundir::{RunDir, RunError};
 use super::state::DENSE;
-use super::statistic::{OFFERED, Statistic};
+use super::statistic::{self, Computed, OFFERED, Statistic, spectra_of};
 use crate::mlx::{self, Array};
 use crate::model::{Error as ModelError, Tokenizer, hash};
-use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Series, Task, Verdict};
+use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Task, Verdict};
 use crate::plugin::{Evaluator, Fault, Policy};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 /// A run failed on the host's side, or was interrupted; the model is as after the last commit.
@@ -176,7 +175,7 @@ pub struct Runner {
     journal: Journal,
     book: ScoreBook,
     /// Statistics computed so far, by name, slice by slice.
-    statistics: BTreeMap<String, Vec<Vec<f32>>>,
+    statistics: Computed,
     metrics: Vec<contract::Metric>,
     last: Option<Outcome>,
     /// Step whose state is current.
@@ -226,7 +225,7 @@ impl Runner {
             parts,
             journal,
             book,
-            statistics: BTreeMap::new(),
+            statistics: Computed::new(),
             metrics,
             last,
             parent,
@@ -677,18 +676,8 @@ impl Runner {
 
     /// What the policies are told.
     fn observe(&self, needs: &[String]) -> Observation {
-        let (mut series, mut values, mut asleep) = (Vec::new(), Vec::new(), Vec::new());
-        for (need, name) in needs.iter().enumerate() {
-            for (i, s) in self.statistics.get(name).into_iter().flatten().enumerate() {
-                series.push(Series {
-                    slice: i as u32,
-                    need: need as u32,
-                    offset: values.len() as u32,
-                    len: s.len() as u32,
-                });
-                values.extend_from_slice(s);
-            }
-        }
+        let (series, values) = statistic::series(needs, &self.statistics);
+        let mut asleep = Vec::new();
         let subjects = self.parts.elastic.subjects();
         if subjects.iter().any(|s| matches!(s.awake, super::state::Awake::These(_))) {
             for s in &series {
@@ -860,14 +849,6 @@ fn check_needs(parts: &Parts) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Finds a statistic of a slice in an observation.
-pub(super) fn spectra_of<'a>(observation: &'a Observation) -> impl Fn(u32, u32) -> Option<&'a [f32]> {
-    |slice, need| {
-        let s = observation.series.iter().find(|s| s.slice == slice && s.need == need)?;
-        observation.values.get(s.offset as usize..(s.offset + s.len) as usize)
-    }
 }
 
 pub(super) fn outcome(s: &StepRecord) -> Outcome {

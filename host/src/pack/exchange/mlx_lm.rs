@@ -7,10 +7,10 @@
 
 use super::adapters::{Floats, Module, TensorFile, check, folding, key_of, transposed};
 use super::{Config, Files, short};
+use crate::model::tensor_file::Tensor;
 use crate::pack::error::{Error, Result};
 use crate::pack::format::{Adapter, Pack};
 use crate::pack::key;
-use crate::pack::tensor_file::Tensor;
 use serde_json::json;
 use std::collections::BTreeSet;
 

@@ -14,8 +14,8 @@ mod tests;
 
 use super::error::{Error, Result};
 use super::format::{Meta, Pack, Profile, UPSTREAM_VERSION, VERSION, check_meta};
-use super::tensor_file::{self, Tensor};
 use crate::atomic::{FileError, Lock, Staged};
+use crate::model::tensor_file::{self, Tensor};
 use adapters::TensorFile;
 use serde::Serialize;
 use std::path::{Path, PathBuf};

@@ -6,10 +6,10 @@
 
 use super::adapters::{Module, TensorFile, check, key_of};
 use super::{Config, Files, short};
+use crate::model::tensor_file::Tensor;
 use crate::pack::error::{Error, Result};
 use crate::pack::format::{Adapter, Pack};
 use crate::pack::key;
-use crate::pack::tensor_file::Tensor;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 

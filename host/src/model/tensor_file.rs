@@ -4,7 +4,10 @@
 //! Fails where a file cannot be read or written, or a tensor has not the bytes that its shape needs.
 
 use super::error::{Error, Result};
+use super::safetensors::TensorInfo;
 use crate::atomic::FileError;
+use crate::mlx::{self, Array, Dtype};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -86,7 +89,7 @@ pub fn write(path: &Path, texts: &[(&str, String)], tensors: &[Tensor]) -> Resul
         );
         at = end;
     }
-    let mut header = serde_json::to_vec(&header).map_err(|e| Error::Other(e.to_string()))?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| Error::file(path, e.to_string()))?;
     // The data begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
     let doing = || FileError::at("writing", path);
@@ -107,4 +110,76 @@ pub fn write(path: &Path, texts: &[(&str, String)], tensors: &[Tensor]) -> Resul
         }
     }
     Ok(out.flush().map_err(doing())?)
+}
+
+/// Tensors in the order in which they lie in their file.
+pub fn by_place(header: BTreeMap<String, TensorInfo>) -> Vec<(String, TensorInfo)> {
+    let mut all: Vec<_> = header.into_iter().collect();
+    all.sort_by_key(|(_, info)| info.begin);
+    all
+}
+
+/// A tensor as it lies in a file.
+///
+/// # Errors
+/// When the file cannot be read or the type is unknown.
+pub fn copied(file: &Path, name: String, info: &TensorInfo) -> Result<Tensor> {
+    use std::io::Read;
+    let mut length = [0u8; 8];
+    let read = crate::atomic::open_regular(file).and_then(|mut f| f.read_exact(&mut length));
+    read.map_err(FileError::at("reading", file))?;
+    let begin = 8 + u64::from_le_bytes(length) + info.begin;
+    let kind = dtype(&info.dtype)
+        .ok_or_else(|| Error::tensor(file, &name, format!("has type {}, which cannot be copied", info.dtype)))?;
+    let source = Source::File(file.to_owned(), begin, info.end - info.begin);
+    Ok(Tensor { name, dtype: kind, shape: info.shape.clone(), source })
+}
+
+/// An array, evaluated: float32 for types other than uint8, uint32, int32, float16 and bfloat16.
+///
+/// # Errors
+/// Whatever MLX reports.
+pub fn of_array(name: String, a: &Array) -> Result<Tensor> {
+    let a = a.contiguous()?;
+    mlx::eval([&a])?;
+    let wrong = |e: &dyn std::fmt::Display| Error::Request(format!("{name}: cannot be read: {e}"));
+    let (dtype, bytes) = match a.dtype() {
+        Dtype::Uint32 => {
+            ("U32", a.try_as_slice::<u32>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect())
+        }
+        Dtype::Int32 => {
+            ("I32", a.try_as_slice::<i32>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect())
+        }
+        Dtype::Uint8 => ("U8", a.try_as_slice::<u8>().map_err(|e| wrong(&e))?.to_vec()),
+        Dtype::Float16 => (
+            "F16",
+            a.try_as_slice::<half::f16>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
+        Dtype::Bfloat16 => (
+            "BF16",
+            a.try_as_slice::<half::bf16>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
+        _ => ("F32", a.try_as_slice::<f32>().map_err(|e| wrong(&e))?.iter().flat_map(|x| x.to_le_bytes()).collect()),
+    };
+    let shape = a.shape().iter().map(|n| *n as usize).collect();
+    Ok(Tensor { name, dtype, shape, source: Source::Bytes(bytes) })
+}
+
+/// Copies the texts of a checkpoint (tokeniser, templates, licences) to another directory; `config.json`, an index
+/// and what is known of the origin are left to the caller.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_texts(from: &Path, to: &Path) -> Result<()> {
+    let others = ["config.json", "model.safetensors.index.json", "import.json", super::ladder::MANIFEST];
+    for entry in std::fs::read_dir(from).map_err(FileError::at("reading", from))?.flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let kind = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
+        let text = ["json", "txt", "model", "jinja", "tiktoken"].contains(&kind.as_str());
+        let other = others.contains(&name.as_str()) || name.starts_with('.');
+        if (text || name.starts_with("LICENSE")) && !other && path.is_file() {
+            std::fs::copy(&path, to.join(&name)).map_err(FileError::at("copying", &path))?;
+        }
+    }
+    Ok(())
 }

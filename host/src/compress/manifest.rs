@@ -1,0 +1,302 @@
+//! `elastic.json`: what an elastic checkpoint was made of, what it stores, and what of it is awake.
+//!
+//! Everything but `awake` and `awake_budget` is fixed when the checkpoint is made; those two are what
+//! [`Manifest::set`] changes. [`crate::model::ladder`] reads `awake` when the model is loaded.
+
+use super::budget::{self, Rungs};
+use super::encode::bits_per_value;
+use super::error::{Error, Result};
+use super::settings::{Mode, Settings};
+use crate::atomic::{FileError, read_bounded, write_file};
+use crate::mlx::spectral;
+use crate::model::ladder::MANIFEST;
+use crate::model::{Level, Levels, layout};
+use crate::plastic::factor::Metric;
+use crate::plastic::journal::FileRecord;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Version of the format.
+pub const SCHEMA: u32 = 1;
+/// Energies of the components that are stored.
+pub const SPECTRA: &str = "spectra.safetensors";
+/// The base's own weights of slices that are stored as components, with `--self-contained`.
+pub const PARKED: &str = "parked.safetensors";
+/// Most bytes of the file.
+const MAX_MANIFEST: u64 = 64 << 20;
+
+/// One slice.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SliceRecord {
+    /// Its name.
+    pub name: String,
+    /// Outputs.
+    pub rows: u32,
+    /// Inputs.
+    pub cols: u32,
+    /// Components stored.
+    pub stored: u32,
+    /// What the plan gave it.
+    pub planned: Level,
+    /// Parameters that the coarse weight counts for, where components repair one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub coarse: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// A file and what is in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Bytes.
+    pub bytes: u64,
+    /// SHA-256.
+    pub sha256: String,
+}
+
+/// Perplexity before and after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The text.
+    pub text: FileRecord,
+    /// Windows scored.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Of the base.
+    pub before: f64,
+    /// Of the compressed model.
+    pub after: f64,
+    /// Standard errors of both over windows; `None` for one window.
+    pub errors: Option<[f64; 2]>,
+    /// Rise of the mean loss, nats per token.
+    pub rise: f64,
+    /// 95 % interval of the rise, paired by windows; `None` for one window.
+    pub interval: Option<[f64; 2]>,
+}
+
+/// The file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of the program that wrote it.
+    pub program: String,
+    /// What it was made with.
+    #[serde(flatten)]
+    pub settings: Settings,
+    /// What orders the components.
+    pub order: Metric,
+    /// Share of the slices' parameters that the plan keeps.
+    pub share: f64,
+    /// Rise of the loss that was predicted, nats per token.
+    pub predicted: Option<f64>,
+    /// The slices.
+    pub stored: Vec<SliceRecord>,
+    /// The weight files.
+    pub files: BTreeMap<String, Part>,
+    /// Perplexity before and after.
+    pub measured: Option<Measured>,
+    /// The share that is awake now; 1 with everything in the checkpoint awake.
+    pub awake_budget: f64,
+    /// What is awake now.
+    pub awake: Levels,
+}
+
+impl Manifest {
+    /// Reads the manifest of a directory; `None` where it is no elastic checkpoint.
+    ///
+    /// # Errors
+    /// When the file is damaged or of another version, or a weight file is missing or has another length.
+    pub fn read(dir: &Path) -> Result<Option<Manifest>> {
+        let path = dir.join(MANIFEST);
+        let bytes = match read_bounded(&path, MAX_MANIFEST) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(FileError::at("reading", &path)(e).into()),
+            Ok(bytes) => bytes,
+        };
+        let again = "compress the base again";
+        let value: serde_json::Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::file(&path, format!("is not valid JSON ({e}); {again}")))?;
+        match value.get("schema").and_then(serde_json::Value::as_u64) {
+            Some(n) if n == u64::from(SCHEMA) => {}
+            Some(n) => {
+                let text = format!(
+                    "has format {n}, and this program reads {SCHEMA}; use the version that wrote it, or {again}"
+                );
+                return Err(Error::file(&path, text));
+            }
+            None => return Err(Error::file(&path, format!("has no `schema`; {again}"))),
+        }
+        let m: Manifest =
+            serde_json::from_value(value).map_err(|e| Error::file(&path, format!("cannot be read ({e}); {again}")))?;
+        for (name, part) in &m.files {
+            let file = dir.join(name);
+            let plain = Path::new(name).file_name().is_some_and(|n| n == name.as_str());
+            let length = file.metadata().map(|f| f.len());
+            match length {
+                _ if !plain => {
+                    return Err(Error::file(&path, format!("names {name:?}, which is no file name; {again}")));
+                }
+                Err(_) => return Err(Error::file(&file, format!("is missing; {again}, or copy the directory whole"))),
+                Ok(n) if n != part.bytes => {
+                    let text = format!(
+                        "has {n} bytes, and elastic.json says {}; {again}, or copy the directory whole",
+                        part.bytes
+                    );
+                    return Err(Error::file(&file, text));
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(Some(m))
+    }
+
+    /// The same for a directory that must be an elastic checkpoint.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`], and when it is none.
+    pub fn open(dir: &Path) -> Result<Manifest> {
+        let none = || {
+            Error::file(dir, "is no elastic checkpoint (it has no elastic.json); make one with `plastic-host compress`")
+        };
+        Manifest::read(dir)?.ok_or_else(none)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::file(&path, e.to_string()))?;
+        Ok(write_file(&path, &text)?)
+    }
+
+    /// Parameters of the slices in the base.
+    pub fn parameters(&self) -> u64 {
+        self.stored.iter().map(|s| u64::from(s.rows) * u64::from(s.cols)).sum()
+    }
+
+    /// The slices with their energies, as [`budget`] wants them.
+    ///
+    /// # Errors
+    /// When the file of energies is damaged.
+    pub fn rungs(&self, dir: &Path) -> Result<Vec<Rungs>> {
+        let path = dir.join(SPECTRA);
+        let damaged = |why: String| Error::file(&path, format!("{why}; compress the base again"));
+        crate::model::safetensors::read_header(&path)?;
+        let mut all = crate::mlx::Array::load_safetensors(&path).map_err(|e| damaged(e.to_string()))?;
+        let rungs = |s: &SliceRecord| {
+            let energies = all.remove(&s.name).ok_or_else(|| damaged(format!("has no energies of {}", s.name)))?;
+            let mut energies = spectral::to_vec(&energies)?;
+            let beyond = energies.pop().filter(|_| energies.len() == s.stored as usize);
+            let beyond = beyond.ok_or_else(|| damaged(format!("has the wrong number of energies of {}", s.name)))?;
+            if energies.iter().chain([&beyond]).any(|e| !e.is_finite() || *e < 0.0) {
+                return Err(damaged(format!("has energies of {} that are no energies", s.name)));
+            }
+            Ok(self.rungs_of(s, energies, beyond))
+        };
+        self.stored.iter().map(rungs).collect()
+    }
+
+    fn rungs_of(&self, s: &SliceRecord, energies: Vec<f64>, beyond: f64) -> Rungs {
+        let dense = u64::from(s.rows) * u64::from(s.cols);
+        let repairs = self.settings.mode == Mode::Residual;
+        Rungs {
+            energies,
+            beyond,
+            component: component_cost(&self.settings, s.rows, s.cols),
+            dense: (s.planned == Level::Dense && !repairs).then_some(dense),
+            fixed: s.coarse,
+        }
+    }
+
+    /// What `share` of the slices' parameters wakes. From the share of the plan on, that is the plan.
+    ///
+    /// # Errors
+    /// When the share is so small that not even one component of each slice fits, or the energies are damaged.
+    pub fn levels(&self, dir: &Path, share: f64) -> Result<Vec<Level>> {
+        if share >= self.share {
+            return Ok(self.stored.iter().map(|s| s.planned).collect());
+        }
+        let rungs = self.rungs(dir)?;
+        let least: u64 = rungs.iter().map(|r| r.fixed + if r.fixed == 0 { r.component } else { 0 }).sum();
+        let budget = (share * self.parameters() as f64).floor() as u64;
+        budget::levels(&rungs, budget).ok_or_else(|| {
+            Error::Usage(format!(
+                "an awake budget of {share} is {budget} parameters, and the least that runs is {least} ({:.3}); ask for more",
+                least as f64 / self.parameters() as f64
+            ))
+        })
+    }
+
+    /// Levels by name.
+    pub fn named(&self, levels: &[Level]) -> Levels {
+        self.stored.iter().zip(levels).map(|(s, l)| (s.name.clone(), *l)).collect()
+    }
+
+    /// Makes a share the one that is awake when the checkpoint is loaded.
+    ///
+    /// # Errors
+    /// As [`Manifest::levels`], and when the directory cannot be written.
+    pub fn set(&mut self, dir: &Path, share: f64) -> Result<()> {
+        let levels = self.levels(dir, share)?;
+        self.awake = self.named(&levels);
+        self.awake_budget = share;
+        self.write(dir)
+    }
+
+    /// Parameters that levels keep awake, as the budget counts them.
+    pub fn awake_parameters(&self, levels: &[Level]) -> u64 {
+        let cost = |(s, l): (&SliceRecord, &Level)| {
+            s.coarse
+                + match l {
+                    Level::Dense => u64::from(s.rows) * u64::from(s.cols),
+                    Level::Rank(r) => u64::from(*r) * component_cost(&self.settings, s.rows, s.cols),
+                }
+        };
+        self.stored.iter().zip(levels).map(cost).sum()
+    }
+
+    /// The levels that are awake now, in the order of the slices.
+    pub fn current(&self) -> Vec<Level> {
+        self.stored.iter().map(|s| self.awake.get(&s.name).copied().unwrap_or(s.planned)).collect()
+    }
+
+    /// Checks that the base is where it was and what it was.
+    ///
+    /// # Errors
+    /// When it is gone or has changed.
+    pub fn check_base(&self) -> Result<()> {
+        let base = &self.settings.base;
+        let found = layout::checkpoint_hash(&base.dir).map_err(|e| {
+            Error::file(
+                &base.dir,
+                format!("the base cannot be read ({e}); put {} back there, or compress with --self-contained", base.id),
+            )
+        })?;
+        match found == base.sha256 {
+            true => Ok(()),
+            false => Err(Error::file(
+                &base.dir,
+                format!("the base has changed (SHA-256 {found}, compressed was {}); put it back", base.sha256),
+            )),
+        }
+    }
+}
+
+/// Parameters that one component counts for: its values; where components repair a coarser weight, its bytes in
+/// pairs, since there bytes are what is saved.
+pub fn component_cost(settings: &Settings, rows: u32, cols: u32) -> u64 {
+    match settings.mode {
+        Mode::Factor => u64::from(rows) + u64::from(cols),
+        Mode::Residual => {
+            let bits = |width: u32| bits_per_value(width, settings.factor_bits) * f64::from(width);
+            ((bits(rows) + bits(cols)) / 16.0).ceil() as u64
+        }
+    }
+}
