@@ -189,7 +189,7 @@ fn statistics_of_the_base_do_not_depend_on_packs_that_change_nothing() {
     let b = Bench::new("qwen3_q4g64");
     let mut model = b.model();
     let windows = [ids(40), ids(40).into_iter().rev().collect()];
-    let pass = Pass { windows: &windows, gradient_windows: 1, seed: 3 };
+    let pass = Pass { windows: &windows, gradient_windows: 1, seed: 3, of: None };
     let last = model.slices().iter().rposition(|s| s.rows <= s.cols).unwrap();
     let of = |m: &plastic_host::model::Model| {
         let all = moments::gather(m, &pass, &mut |_, _| true).unwrap();

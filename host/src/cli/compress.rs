@@ -8,7 +8,8 @@ use super::table;
 use super::{Global, base, locate, session, show, ui};
 use crate::compress::job::{Job, Stage};
 use crate::compress::manifest::{Manifest, Measured};
-use crate::compress::settings::{BaseRecord, Calibration, Chooser, Mode, Settings, Svd};
+use crate::compress::residual;
+use crate::compress::settings::{BaseRecord, Calibration, Chooser, Coarse, Mode, Refinement, Settings, Svd};
 use crate::compress::work::{self, Work};
 use crate::eval::data::{self, Window};
 use crate::eval::perplexity::{self, Perplexity};
@@ -19,6 +20,7 @@ use crate::plastic::config::{Choice, RunConfig};
 use crate::plastic::elastic::Elastic;
 use crate::plastic::factor::Metric;
 use crate::plastic::journal::{FileRecord, Role};
+use crate::plastic::moments;
 use crate::plastic::policies::Policies;
 use crate::plastic::statistic::Statistic;
 use anyhow::{Context, bail};
@@ -54,9 +56,15 @@ pub struct CompressArgs {
     /// Ranks instead of a policy: a JSON file with a rank or \"dense\" for each slice name or glob, or such pairs as 'q_proj:64,*:dense'
     #[arg(long, value_name = "MAP")]
     ranks: Option<String>,
-    /// Share of the slices' parameters that stays
-    #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
-    budget: f64,
+    /// Share of the slices' parameters that stays; with --mode residual of their bytes in float16 [default: 0.8, or 0.05 more than the coarse weights take]
+    #[arg(long, value_name = "SHARE")]
+    budget: Option<f64>,
+    /// Bits of the coarse weights of --mode residual
+    #[arg(long, value_name = "BITS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=8))]
+    bits: u32,
+    /// Weights of those that share a scale: 32, 64 or 128
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = group)]
+    group_size: u32,
     /// Calibration text: a .jsonl or .txt file, or a data set of the hub [default: data/calibration.jsonl]
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -84,6 +92,15 @@ pub struct CompressArgs {
     /// Bits of a value of a component
     #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = bits)]
     factor_bits: u32,
+    /// Steps of distilling the base into the components on the calibration text; better, and some seconds a step
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    refine: u32,
+    /// Windows in each of those
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+    refine_batch: u32,
+    /// Their learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 5e-4)]
+    refine_rate: f64,
     /// How components are found
     #[arg(long, value_enum, default_value_t = Finder::Exact)]
     svd: Finder,
@@ -121,6 +138,14 @@ pub struct CompressArgs {
     rules: RuleArgs,
 }
 
+/// 32, 64 or 128.
+fn group(text: &str) -> Result<u32, String> {
+    match text {
+        "32" | "64" | "128" => text.parse().map_err(|e| format!("{e}")),
+        _ => Err("32, 64 or 128".into()),
+    }
+}
+
 /// 16, 8 or 4.
 fn bits(text: &str) -> Result<u32, String> {
     match text {
@@ -154,12 +179,41 @@ impl CompressArgs {
             true => Ok(()),
             false => Err(format!("--{name} {x}: a share lies above 0 and up to 1")),
         };
-        share("budget", self.budget)?;
+        share("budget", self.share())?;
+        if self.mode == Mode::Residual && self.refine > 0 {
+            return Err("--refine goes with --mode factor".into());
+        }
+        if !(self.refine_rate > 0.0 && self.refine_rate < 1.0) {
+            return Err(format!("--refine-rate {}: a rate lies above 0 and below 1", self.refine_rate));
+        }
+        if self.mode == Mode::Residual && self.bits == 7 {
+            return Err("--bits 7: MLX quantises to 2, 3, 4, 5, 6 or 8 bits".into());
+        }
         share("floor", self.floor)?;
         if self.window < 2 || self.batch_size == Some(0) {
             return Err("--window must be at least 2 and --batch-size at least 1".into());
         }
         Ok(())
+    }
+
+    /// The coarse quantisation of mode residual.
+    fn coarse(&self) -> Option<Coarse> {
+        (self.mode == Mode::Residual).then_some(Coarse { bits: self.bits, group_size: self.group_size })
+    }
+
+    /// The distillation: the budget itself, and smaller ones down to the floor, so that those get better too.
+    fn refinement(&self) -> Option<Refinement> {
+        let mut budgets = vec![(self.share(), 1.0)];
+        let smaller = [(0.8, 0.6), (0.6, 1.0), (0.4, 0.9)];
+        budgets.extend(smaller.into_iter().filter(|(b, _)| *b < self.share() - 0.05 && *b >= self.floor));
+        let (steps, batch, learning_rate) = (self.refine, self.refine_batch, self.refine_rate);
+        (steps > 0).then_some(Refinement { steps, batch, learning_rate, seed: self.seed, budgets })
+    }
+
+    /// The budget.
+    fn share(&self) -> f64 {
+        let coarse = |c: Coarse| (f64::from(c.bits) + 32.0 / f64::from(c.group_size)) / 16.0 + 0.05;
+        self.budget.unwrap_or_else(|| self.coarse().map_or(0.8, coarse).min(1.0))
     }
 
     /// The same as options of a run, for what both share.
@@ -172,7 +226,7 @@ impl CompressArgs {
         set_options("--policy-opt", &self.policy_opt, &mut policy.iter_mut().collect::<Vec<_>>())?;
         Ok(RunConfig {
             policy,
-            budget: self.budget,
+            budget: self.share(),
             layers: self.layers.clone(),
             steps: 1,
             seed: self.seed,
@@ -207,7 +261,8 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Switch::On => None,
         Switch::Off => Some(Metric::Plain),
     };
-    let needs_text = forced.is_none() && policies.line.is_empty()
+    let needs_text = args.refine > 0
+        || forced.is_none() && policies.line.is_empty()
         || policies.needs().iter().any(|n| Statistic::parse(n).is_some_and(Statistic::needs_moments));
     if needs_text {
         let found = locate::text(&config.calibration, "data/calibration.jsonl", "--calibration", Purpose::Learn, g)?;
@@ -235,15 +290,17 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let chosen = session::choose(&model, &config.layers)?;
     let moments = match &calibration {
         None => None,
-        Some((_, windows)) => Some(session::calibrate(
-            &model,
-            &session::identity(&sha256, &[]),
-            windows,
-            &config,
-            paths::cache_dir().as_deref(),
-            &interrupt,
-            g,
-        )?),
+        Some((_, windows)) => {
+            let lost = |i: usize| lost(&model, i, args.coarse());
+            let of = args.coarse().map(|_| &lost as &moments::Substitute);
+            let pass = moments::Pass { of, ..session::pass(&config, windows) };
+            let mut id = session::identity(&sha256, &[]);
+            if let Some(c) = args.coarse() {
+                id += &format!("\nlost in {} bits, group {}", c.bits, c.group_size);
+            }
+            let cache = paths::cache_dir();
+            Some(session::calibrate(&model, &id, &pass, cache.as_deref(), &interrupt, g)?)
+        }
     };
     let before =
         if args.no_eval { None } else { Some(score(&model, &windows, args, &interrupt, g, "scoring the base")?) };
@@ -252,7 +309,8 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let settings = Settings {
         base: BaseRecord { id: base.id.clone(), sha256, bytes: weight_bytes(&dir)?, dir },
         mode: args.mode,
-        budget: args.budget,
+        coarse: args.coarse(),
+        budget: args.share(),
         target_perplexity: None,
         chooser: chooser(args, &config, &policies, &elastic)?,
         metric: forced,
@@ -273,6 +331,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
             },
         },
         factor_bits: args.factor_bits,
+        refine: args.refinement(),
         floor: args.floor,
         slices: elastic.slices().iter().map(|s| s.name.clone()).collect(),
         self_contained: args.self_contained,
@@ -280,7 +339,8 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let work = Work::open(&args.out, &settings, args.resume)?;
     let probe: Vec<Vec<u32>> = windows.iter().map(|w| w.tokens.clone()).collect();
     let policies = (!policies.line.is_empty()).then_some(policies);
-    let mut job = Job { settings: &settings, elastic, moments, policies, windows: probe, work };
+    let learn = calibration.map(|(_, windows)| windows).unwrap_or_default();
+    let mut job = Job { settings: &settings, elastic, moments, policies, windows: probe, learn, work };
     let mut bars: Option<(Stage, indicatif::ProgressBar)> = None;
     let mut watch = |stage: Stage, done: usize, total: usize, slice: &str| {
         if bars.as_ref().is_none_or(|(s, _)| *s != stage) {
@@ -290,6 +350,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
             let what = match stage {
                 Stage::Statistics => "measuring slices",
                 Stage::Slices => "decomposing slices",
+                Stage::Refine => "distilling the base",
             };
             bars = Some((stage, ui::bar(g, total as u64, what)));
         }
@@ -446,6 +507,19 @@ fn chooser(args: &CompressArgs, config: &RunConfig, policies: &Policies, elastic
     let (seat, choice) = policies.line.last().zip(config.policy.last()).context("no policy")?;
     let record = session::plugin_record(seat.policy.origin(), seat.policy.info(), &choice.options);
     Ok(Chooser::Policy(Box::new(record)))
+}
+
+/// What a coarse weight loses of a slice.
+fn lost(model: &Model, slice: usize, coarse: Option<Coarse>) -> mlx::Result<mlx::Array> {
+    let failed = |e: crate::model::Error| mlx::MlxError {
+        what: "a weight".into(),
+        exception: mlx_rs::error::Exception::custom(e.to_string()),
+    };
+    let w = model.dense_weight(slice).map_err(failed)?;
+    match coarse {
+        Some(c) => residual::lost(&w, c),
+        None => Ok(w),
+    }
 }
 
 fn weight_bytes(dir: &Path) -> anyhow::Result<u64> {

@@ -83,8 +83,18 @@ mod tests {
     use super::*;
 
     fn slices() -> Vec<Slice> {
-        let one =
-            |name: &str, kind: &str| Slice { name: name.into(), kind: kind.into(), max_rank: 8, ..Slice::default() };
+        let one = |name: &str, kind: &str| Slice {
+            name: name.into(),
+            layer: 0,
+            kind: kind.into(),
+            group: 0,
+            rows: 8,
+            cols: 8,
+            max_rank: 8,
+            dense_parameters: 64,
+            component_parameters: 16,
+            attributes: Vec::new(),
+        };
         vec![one("model.layers.0.self_attn.q_proj", "q_proj"), one("model.layers.1.mlp.up_proj", "up_proj")]
     }
 

@@ -387,8 +387,7 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
         Some((_, windows)) => Some(calibrate(
             &model,
             &identity(&base_sha256, &packs.used()),
-            windows,
-            &config,
+            &pass(&config, windows),
             paths::cache_dir().as_deref(),
             interrupt,
             g,
@@ -523,23 +522,27 @@ pub(super) fn choose(model: &Model, globs: &[String]) -> anyhow::Result<Vec<usiz
     Ok(chosen)
 }
 
+/// A pass over calibration text, as the options have it.
+pub(super) fn pass<'a>(config: &RunConfig, windows: &'a [Vec<u32>]) -> moments::Pass<'a> {
+    moments::Pass { windows, gradient_windows: config.gradient_windows.max(1), seed: config.seed, of: None }
+}
+
 /// Calibration statistics from the cache, or gathered now and put there.
 pub(super) fn calibrate(
     model: &Model,
     model_id: &str,
-    windows: &[Vec<u32>],
-    config: &RunConfig,
+    pass: &moments::Pass,
     cache: Option<&Path>,
     interrupt: &Interrupt,
     g: &Global,
 ) -> anyhow::Result<Moments> {
-    let pass = moments::Pass { windows, gradient_windows: config.gradient_windows.max(1), seed: config.seed };
+    let windows = pass.windows;
     // A covariance of fewer tokens than it has rows takes every other direction for worthless.
     let needed = model.slices().iter().map(|s| s.rows.min(s.cols) as usize).max().unwrap_or(0);
     let length = windows.first().map_or(0, Vec::len);
     for (what, count) in [
         ("--calibration-windows", windows.len()),
-        ("--gradient-windows", config.gradient_windows.clamp(1, windows.len())),
+        ("--gradient-windows", pass.gradient_windows.clamp(1, windows.len())),
     ] {
         if count * length < 2 * needed {
             tracing::warn!(
@@ -549,12 +552,12 @@ pub(super) fn calibrate(
             );
         }
     }
-    let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(model_id, &pass))));
+    let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(model_id, pass))));
     if let Some(found) = file.as_ref().and_then(|f| Moments::open(f, model.slices())) {
         return Ok(found);
     }
     let bar = ui::bar(g, 1, "calibrating");
-    let gathered = moments::gather(model, &pass, &mut |done, total| {
+    let gathered = moments::gather(model, pass, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
         !interrupt.raised()
@@ -613,7 +616,7 @@ mod tests {
     #[test]
     fn statistics_are_kept_apart_by_packs_and_weights() {
         let windows = [vec![1, 2, 3]];
-        let pass = moments::Pass { windows: &windows, gradient_windows: 1, seed: 0 };
+        let pass = moments::Pass { windows: &windows, gradient_windows: 1, seed: 0, of: None };
         let used = |sha256: &str, weight: f32| crate::pack::Used {
             pack: "a".into(),
             weight,

@@ -6,7 +6,8 @@
 
 use super::error::{Error, Result};
 use super::manifest::{Manifest, PARKED, Part, SCHEMA, SPECTRA, SliceRecord};
-use super::settings::{Mode, Settings};
+use super::residual;
+use super::settings::Settings;
 use super::work::{Decided, Work, sha256};
 use crate::atomic::{FileError, Staged};
 use crate::model::checkpoint::Checkpoint;
@@ -20,6 +21,8 @@ use std::path::Path;
 
 /// Name of a header of a file of the base, in the parked file.
 pub const HEADER_OF: &str = "base.header.";
+/// Most bytes of a `config.json`.
+const MAX_CONFIG: u64 = 16 << 20;
 /// The base's `config.json` there.
 pub const CONFIG: &str = "base.config";
 
@@ -109,7 +112,7 @@ fn manifest(c: &Contents, files: BTreeMap<String, Part>) -> Manifest {
         cols: s.cols,
         stored: *stored,
         planned: *level,
-        coarse: 0,
+        coarse: c.settings.coarse.map_or(0, |q| residual::cost(q, s.rows, s.cols)),
     };
     let stored: Vec<SliceRecord> = c.slices.iter().zip(&c.decided.levels).zip(&c.decided.stored).map(record).collect();
     let mut m = Manifest {
@@ -192,14 +195,26 @@ fn read(file: &Path, begin: u64, len: u64) -> Result<Vec<u8>> {
     }
 }
 
-/// `config.json`: the base's own, byte for byte, where slices keep the quantisation it tells of.
+/// `config.json`: the base's own, byte for byte, where slices keep the quantisation it tells of; with coarser slices
+/// it says so of each.
 fn config(base: &Path, to: &Path, settings: &Settings) -> Result<()> {
     let (from, to) = (base.join("config.json"), to.join("config.json"));
-    match settings.mode {
-        Mode::Factor => {
-            std::fs::copy(&from, &to).map_err(FileError::at("copying", &from))?;
-            Ok(())
-        }
-        Mode::Residual => Err(Error::Usage("mode residual is not built yet".into())),
+    let Some(coarse) = settings.coarse else {
+        std::fs::copy(&from, &to).map_err(FileError::at("copying", &from))?;
+        return Ok(());
+    };
+    let bytes = crate::atomic::read_bounded(&from, MAX_CONFIG).map_err(FileError::at("reading", &from))?;
+    let wrong = |e: &dyn std::fmt::Display| Error::file(&from, format!("is not valid JSON ({e})"));
+    let mut value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
+    let object = value.as_object_mut().ok_or_else(|| wrong(&"no object"))?;
+    let scheme = serde_json::json!({ "group_size": coarse.group_size, "bits": coarse.bits, "mode": "affine" });
+    let q = object.entry("quantization").or_insert_with(|| scheme.clone());
+    for name in &settings.slices {
+        q[name.as_str()] = scheme.clone();
     }
+    if object.contains_key("quantization_config") {
+        object["quantization_config"] = object["quantization"].clone();
+    }
+    let text = serde_json::to_vec_pretty(&value).map_err(|e| wrong(&e))?;
+    Ok(std::fs::write(&to, text).map_err(FileError::at("writing", &to))?)
 }

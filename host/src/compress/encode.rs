@@ -77,7 +77,10 @@ pub fn encode(slice: &str, kind: Kind, components: &Components, bits: u32) -> Re
 }
 
 /// The same components, both vectors of each of the same length.
-fn balance(c: &Components) -> Result<Components> {
+///
+/// # Errors
+/// Whatever MLX reports.
+pub fn balance(c: &Components) -> Result<Components> {
     let what = "balancing components";
     let length = |m: &Array| m.multiply(m).and_then(|s| s.sum_axis(1, true)?.sqrt()).context(what);
     let tiny = Array::from_f32(1e-30);

@@ -5,16 +5,18 @@ use super::encode::{self, Kind};
 use super::error::{Error, Result};
 use super::manifest::{Manifest, component_cost};
 use super::plan::{self, Facts};
-use super::settings::{Chooser, Settings};
+use super::refine::{self, Learner};
+use super::settings::{Chooser, Refinement, Settings};
 use super::work::{Decided, Work};
-use super::{budget, budget::Rungs};
+use super::{budget, budget::Rungs, residual};
+use crate::mlx::Array;
 use crate::model::tensor_file::Tensor;
 use crate::model::{Level, Levels};
 use crate::plastic::elastic::{Elastic, ElasticError};
-use crate::plastic::factor::Metric;
+use crate::plastic::factor::{Components, Metric};
 use crate::plastic::moments::Moments;
 use crate::plastic::policies::Policies;
-use crate::plastic::statistic::{Computed, Statistic};
+use crate::plastic::statistic::Computed;
 use crate::plugin::contract::{Run, Slice};
 use std::path::Path;
 
@@ -25,6 +27,8 @@ pub enum Stage {
     Statistics,
     /// Decomposing slices.
     Slices,
+    /// Distilling the base into them.
+    Refine,
 }
 
 /// Told (stage, done, total, slice); answers whether to go on.
@@ -42,6 +46,8 @@ pub struct Job<'a> {
     pub policies: Option<Policies>,
     /// Text that sensitivities are measured on.
     pub windows: Vec<Vec<u32>>,
+    /// Text to refine on.
+    pub learn: Vec<Vec<u32>>,
     /// The working directory.
     pub work: Work,
 }
@@ -52,7 +58,13 @@ impl Job<'_> {
     /// # Errors
     /// When a plugin or a slice fails, the disk is full, or on interruption. What is done stays.
     pub fn run(&mut self, watch: &mut Watch) -> Result<Decided> {
-        let result = self.decided(watch).and_then(|d| self.parts(&d, watch).map(|()| d));
+        let result = self.decided(watch).and_then(|d| {
+            match self.settings.refine.clone() {
+                None => self.parts(&d, watch),
+                Some(how) => self.refined(&d, &how, watch),
+            }
+            .map(|()| d)
+        });
         result.map_err(|e| match e {
             Error::Elastic(ElasticError::Interrupted) => Error::Interrupted(self.work.dir().to_owned()),
             e => e,
@@ -66,7 +78,8 @@ impl Job<'_> {
         }
         let mut tell = |done: usize, total: usize, slice: &str| watch(Stage::Statistics, done, total, slice);
         let dense: u64 = self.elastic.slices().iter().map(|s| s.dense_parameters).sum();
-        let enough = (self.settings.budget * dense as f64).floor() as u64;
+        let settings = self.settings;
+        let enough = enough(settings, self.elastic.slices())?;
         let (levels, metric, mut computed, predicted) = match (&self.settings.chooser, &mut self.policies) {
             (Chooser::Ranks(ranks), _) => {
                 let metric = self.settings.metric.unwrap_or(Metric::Fisher);
@@ -82,8 +95,19 @@ impl Job<'_> {
                     attributes: Vec::new(),
                 };
                 let (moments, windows) = (self.moments.as_ref(), self.windows.as_slice());
-                let mut facts = Facts { elastic: &mut self.elastic, moments, windows, progress: &mut tell };
-                let d = plan::decide(policies, &run, &mut facts, Computed::new())?;
+                let mut computed = Computed::new();
+                if settings.coarse.is_some() {
+                    // Policies see the spectra of what the coarse weights lose.
+                    for need in policies.needs() {
+                        let Some(metric) = Metric::from_need(&need) else { continue };
+                        let weight = |i: usize| weight(&self.elastic, settings, i);
+                        let values = self.elastic.spectra_of(&weight, metric, moments, &mut tell)?;
+                        computed.insert(need, values);
+                    }
+                }
+                let repairs = settings.coarse.is_some();
+                let mut facts = Facts { elastic: &mut self.elastic, moments, windows, repairs, progress: &mut tell };
+                let d = plan::decide(policies, &run, &mut facts, computed)?;
                 (d.levels, self.settings.metric.unwrap_or(d.metric), d.computed, d.predicted)
             }
             (Chooser::Policy(p), None) => {
@@ -94,8 +118,8 @@ impl Job<'_> {
         let spectra = match computed.remove(&need) {
             Some(known) => known,
             None => {
-                let moments = self.moments.as_ref();
-                Statistic::Spectrum(metric).compute(&mut self.elastic, moments, &self.windows, &mut tell)?
+                let weight = |i: usize| weight(&self.elastic, settings, i);
+                self.elastic.spectra_of(&weight, metric, self.moments.as_ref(), &mut tell)?
             }
         };
         let stored = stored(self.settings, self.elastic.slices(), &levels, &spectra);
@@ -107,30 +131,94 @@ impl Job<'_> {
     /// Decomposes every slice whose part is not there yet.
     fn parts(&mut self, d: &Decided, watch: &mut Watch) -> Result<()> {
         let all = self.elastic.slices().len();
-        let missing: Vec<usize> =
-            (0..all).filter(|i| d.stored.get(*i).is_some_and(|r| *r > 0) && !self.work.has(*i)).collect();
+        let is_stored = |i: usize| self.settings.coarse.is_some() || d.stored.get(i).is_some_and(|r| *r > 0);
+        let missing: Vec<usize> = (0..all).filter(|i| is_stored(*i) && !self.work.has(*i)).collect();
         let before = all - missing.len();
         let (settings, work, slices) = (self.settings, &self.work, self.elastic.slices());
         let mut tell = |done: usize, _: usize, slice: &str| watch(Stage::Slices, before + done, all, slice);
         let mut failed = None;
-        let result =
-            self.elastic.components_of(&missing, d.metric, self.moments.as_ref(), &mut tell, |i, components| {
-                let keep = || -> Result<()> {
-                    let (slice, rank) = (&slices[i], d.stored[i]);
-                    let first = encode::first(&components, rank)?;
-                    let (mut tensors, _) = encode::encode(&slice.name, Kind::Ladder, &first, settings.factor_bits)?;
-                    tensors.push(energies(&slice.name, &d.spectra[i]));
-                    work.keep(i, &tensors)
+        let elastic = &self.elastic;
+        let weight = |i: usize| weight(elastic, settings, i);
+        let moments = self.moments.as_ref();
+        let result = elastic.components_of(&missing, &weight, d.metric, moments, &mut tell, |i, components| {
+            let keep = || -> Result<()> {
+                let (slice, rank) = (&slices[i], d.stored[i]);
+                let first = encode::first(&components, rank)?;
+                let mut tensors = match settings.coarse {
+                    Some(coarse) => residual::tensors(&slice.name, &elastic.dense(i)?, coarse)?,
+                    None => Vec::new(),
                 };
-                keep().map_err(|e| {
-                    failed = Some(e);
-                    ElasticError::Interrupted
-                })
-            });
+                if rank > 0 {
+                    let kind = if settings.coarse.is_some() { Kind::Repair } else { Kind::Ladder };
+                    tensors.extend(encode::encode(&slice.name, kind, &first, settings.factor_bits)?.0);
+                }
+                tensors.push(energies(&slice.name, &d.spectra[i]));
+                work.keep(i, &tensors)
+            };
+            keep().map_err(|e| {
+                failed = Some(e);
+                ElasticError::Interrupted
+            })
+        });
         match (result, failed) {
             (_, Some(e)) => Err(e),
             (result, None) => Ok(result?),
         }
+    }
+
+    /// Decomposes all slices, refines their components together, and keeps the parts.
+    fn refined(&mut self, d: &Decided, how: &Refinement, watch: &mut Watch) -> Result<()> {
+        let slices = self.elastic.slices();
+        let these: Vec<usize> = (0..slices.len()).filter(|&i| d.stored[i] > 0).collect();
+        if these.iter().all(|&i| self.work.has(i)) {
+            return Ok(());
+        }
+        let (elastic, all) = (&self.elastic, slices.len());
+        let mut tell = |done: usize, _: usize, slice: &str| watch(Stage::Slices, done, all, slice);
+        let mut found: Vec<(usize, Components)> = Vec::with_capacity(these.len());
+        let weight = |i: usize| elastic.dense(i);
+        elastic.components_of(&these, &weight, d.metric, self.moments.as_ref(), &mut tell, |i, c| {
+            let first = || encode::first(&c, d.stored[i]).and_then(|c| encode::balance(&c));
+            found.push((i, first().map_err(|_| ElasticError::Interrupted)?));
+            Ok(())
+        })?;
+        found.sort_by_key(|(i, _)| *i);
+        let levels = self.budgets(d, how);
+        let learner = |(i, components): (usize, Components)| Learner {
+            position: elastic.position(i),
+            layer: slices[i].layer as usize,
+            components,
+            levels: levels.iter().map(|l| l[i]).collect(),
+        };
+        let mut learners: Vec<Learner> = found.into_iter().map(learner).collect();
+        let mut tell = |step: u32, steps: u32, kl: f64| {
+            watch(Stage::Refine, step as usize, steps as usize, &format!("KL {kl:.3}"))
+        };
+        let state = self.work.dir().join("refine.safetensors");
+        let done = refine::refine(elastic.model(), &mut learners, &self.learn, how, &state, &mut tell)?;
+        if done.is_none() {
+            return Err(Error::Interrupted(self.work.dir().to_owned()));
+        }
+        for (&i, l) in these.iter().zip(&learners) {
+            let name = &slices[i].name;
+            let (mut tensors, _) = encode::encode(name, Kind::Ladder, &l.components, self.settings.factor_bits)?;
+            tensors.push(energies(name, &d.spectra[i]));
+            self.work.keep(i, &tensors)?;
+        }
+        Ok(())
+    }
+
+    /// The levels of every slice at the budgets of a refinement: those of the plan at its own.
+    fn budgets(&self, d: &Decided, how: &Refinement) -> Vec<Vec<Level>> {
+        let slices = self.elastic.slices();
+        let dense: u64 = slices.iter().map(|s| s.dense_parameters).sum();
+        let rungs = rungs(self.settings, slices, &d.levels, &d.spectra);
+        let at = |(share, _): &(f64, f64)| {
+            let smaller = *share < self.settings.budget;
+            let levels = budget::levels(&rungs, (share * dense as f64) as u64).filter(|_| smaller);
+            levels.unwrap_or_else(|| d.levels.clone())
+        };
+        how.budgets.iter().map(at).collect()
     }
 
     /// Writes the directory; `check` sees it before it is moved to its place.
@@ -152,6 +240,37 @@ impl Job<'_> {
         work.finish();
         Ok(manifest)
     }
+}
+
+/// What is decomposed of a slice: its weight, or what the coarse weight loses of it.
+fn weight(elastic: &Elastic, settings: &Settings, i: usize) -> std::result::Result<Array, ElasticError> {
+    let w = elastic.dense(i)?;
+    match settings.coarse {
+        None => Ok(w),
+        Some(coarse) => residual::lost(&w, coarse)
+            .map_err(|source| ElasticError::Factor { slice: elastic.slices()[i].name.clone(), source }),
+    }
+}
+
+/// Parameters that components may have under the budget.
+fn enough(settings: &Settings, slices: &[Slice]) -> Result<u64> {
+    let dense: u64 = slices.iter().map(|s| s.dense_parameters).sum();
+    let all = (settings.budget * dense as f64).floor() as u64;
+    let Some(coarse) = settings.coarse else { return Ok(all) };
+    let fixed: u64 = slices.iter().map(|s| residual::cost(coarse, s.rows, s.cols)).sum();
+    let left = all.checked_sub(fixed).ok_or_else(|| {
+        Error::Usage(format!(
+            "a budget of {} of the bytes in float16 is less than the {} bit weights alone take ({:.3}); ask for more, or for fewer bits",
+            settings.budget,
+            coarse.bits,
+            fixed as f64 / dense as f64
+        ))
+    })?;
+    // Components are counted by their values, and paid for by their bytes.
+    let (values, cost) = slices
+        .iter()
+        .fold((0, 0), |(v, c), s| (v + s.component_parameters, c + component_cost(settings, s.rows, s.cols)));
+    Ok((left as f64 * values as f64 / cost.max(1) as f64) as u64)
 }
 
 /// Energies of all components of a slice.
@@ -178,7 +297,25 @@ fn mapped(ranks: &Levels, slices: &[Slice]) -> Result<Vec<Level>> {
 /// How many components of each slice are stored: those of the plan, and of a slice that stays dense those that a
 /// smaller budget wakes in its place.
 fn stored(settings: &Settings, slices: &[Slice], levels: &[Level], spectra: &[Vec<f32>]) -> Vec<u32> {
-    let rungs: Vec<Rungs> = slices
+    let rank = |level: &Level| if let Level::Rank(r) = level { *r } else { 0 };
+    if settings.coarse.is_some() {
+        return levels.iter().map(rank).collect();
+    }
+    let rungs = rungs(settings, slices, levels, spectra);
+    let planned: u64 = rungs.iter().zip(levels).map(|(r, l)| r.cost(*l)).sum();
+    let dense: u64 = slices.iter().map(|s| s.dense_parameters).sum();
+    let floor = ((settings.floor * dense as f64) as u64).min(planned);
+    let reach = budget::reach(&rungs, floor, planned);
+    let of_slice = |(level, reach): (&Level, &u32)| match level {
+        Level::Rank(r) => *r,
+        Level::Dense => *reach,
+    };
+    levels.iter().zip(&reach).map(of_slice).collect()
+}
+
+/// The slices as budgets below the plan see them: no component beyond those of the plan.
+fn rungs(settings: &Settings, slices: &[Slice], levels: &[Level], spectra: &[Vec<f32>]) -> Vec<Rungs> {
+    slices
         .iter()
         .zip(levels)
         .zip(spectra)
@@ -197,14 +334,5 @@ fn stored(settings: &Settings, slices: &[Slice], levels: &[Level], spectra: &[Ve
                 fixed: 0,
             }
         })
-        .collect();
-    let planned: u64 = rungs.iter().zip(levels).map(|(r, l)| r.cost(*l)).sum();
-    let dense: u64 = slices.iter().map(|s| s.dense_parameters).sum();
-    let floor = ((settings.floor * dense as f64) as u64).min(planned);
-    let reach = budget::reach(&rungs, floor, planned);
-    let of_slice = |((level, reach), _): ((&Level, &u32), &Slice)| match level {
-        Level::Rank(r) => *r,
-        Level::Dense => *reach,
-    };
-    levels.iter().zip(&reach).zip(slices).map(of_slice).collect()
+        .collect()
 }

@@ -14,6 +14,8 @@ pub mod error;
 pub mod job;
 pub mod manifest;
 pub mod plan;
+pub mod refine;
+pub mod residual;
 pub mod settings;
 pub mod work;
 

@@ -5,6 +5,7 @@
 //! that chooses single components is refused: a checkpoint stores the first ones of a slice.
 
 use super::error::{Error, Result};
+use super::residual;
 use crate::model::Level;
 use crate::plastic::elastic::Elastic;
 use crate::plastic::factor::Metric;
@@ -26,6 +27,8 @@ pub struct Facts<'a> {
     pub moments: Option<&'a Moments>,
     /// Text that sensitivities are measured on.
     pub windows: &'a [Vec<u32>],
+    /// Whether components repair a coarser weight, so that no slice can be dense.
+    pub repairs: bool,
     /// Told (done, total, slice); answers whether to go on.
     pub progress: &'a mut dyn FnMut(usize, usize, &str) -> bool,
 }
@@ -65,15 +68,24 @@ pub fn decide(policies: &mut Policies, run: &Run, facts: &mut Facts, mut compute
             computed.insert(need.clone(), values);
         }
         let (series, values) = statistic::series(&needs, &computed);
+        let states = match facts.repairs {
+            true => residual::states(facts.elastic.slices()),
+            false => facts.elastic.states(),
+        };
         let seen = Observation {
             step: 1,
-            awake: facts.elastic.parameters(),
-            slices: facts.elastic.states(),
+            awake: states.iter().map(|s| s.parameters).sum(),
+            slices: states,
             series,
             values,
             ..Observation::default()
         };
-        let subjects = facts.elastic.subjects();
+        let mut subjects = facts.elastic.subjects();
+        if facts.repairs {
+            for (subject, s) in subjects.iter_mut().zip(facts.elastic.slices()) {
+                subject.awake = Awake::First(s.max_rank);
+            }
+        }
         let slices = facts.elastic.slices();
         let resolve = |plan: &Plan| -> std::result::Result<Resolved, plan::Refusal> {
             let spectra = statistic::spectra_of(&seen);
@@ -97,6 +109,7 @@ pub fn decide(policies: &mut Policies, run: &Run, facts: &mut Facts, mut compute
         }
         let levels = resolved.awake.iter().zip(slices).map(|(awake, s)| match awake {
             Awake::First(r) if *r < s.max_rank => Ok(Level::Rank(*r)),
+            Awake::First(_) | Awake::Dense(_) if facts.repairs => Ok(Level::Rank(s.max_rank)),
             Awake::First(_) | Awake::Dense(_) => Ok(Level::Dense),
             Awake::These(_) => Err(refuse(format!(
                 "{}: it chooses single components, and a checkpoint stores the first ones of a slice",

@@ -36,6 +36,30 @@ pub enum Svd {
     },
 }
 
+/// The coarse quantisation that components repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coarse {
+    /// Bits of a weight.
+    pub bits: u32,
+    /// Weights that share a scale.
+    pub group_size: u32,
+}
+
+/// A short distillation of the base into the components.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refinement {
+    /// Updates.
+    pub steps: u32,
+    /// Windows in each.
+    pub batch: u32,
+    /// Learning rate at its highest.
+    pub learning_rate: f64,
+    /// Seed of windows and budgets.
+    pub seed: u64,
+    /// Budgets that are drawn, as shares, and how often relative to each other.
+    pub budgets: Vec<(f64, f64)>,
+}
+
 /// The base a checkpoint was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BaseRecord {
@@ -83,6 +107,9 @@ pub struct Settings {
     pub base: BaseRecord,
     /// How slices are stored.
     pub mode: Mode,
+    /// The coarse quantisation, in [`Mode::Residual`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coarse: Option<Coarse>,
     /// Share of the slices' parameters that may stay.
     pub budget: f64,
     /// Perplexity that may be reached instead.
@@ -98,6 +125,9 @@ pub struct Settings {
     pub svd: Svd,
     /// Bits of a value of a component: 16, 8 or 4.
     pub factor_bits: u32,
+    /// Distillation of the base into the components.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refine: Option<Refinement>,
     /// Smallest share that must be within reach without what the budget leaves dense.
     pub floor: f64,
     /// Names of the slices that may change.

@@ -132,6 +132,7 @@ impl Dataset {
     pub fn texts(&self) -> Vec<(usize, String)> {
         let text = |row: &Row| match row {
             Row::Text(text) => text.clone(),
+            Row::Tokens(_) => String::new(),
             Row::Answer { prompt, completion } => format!("{prompt} {completion}"),
             Row::Messages(turns) => {
                 let content = |turn: &Value| turn.get("content").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -254,7 +255,7 @@ impl Dataset {
 /// What comes before the answer, where a row has one.
 fn question(row: &Row) -> Option<(&[Value], &str)> {
     match row {
-        Row::Text(_) => None,
+        Row::Text(_) | Row::Tokens(_) => None,
         Row::Answer { completion, .. } => Some((&[], completion)),
         Row::Messages(messages) => {
             let (last, before) = messages.split_last()?;
@@ -293,6 +294,7 @@ impl Document {
                 let tokens = tokenizer.encode(text, true).map_err(|e| e.to_string())?;
                 Ok(Document { tokens, mask: None, unit: false })
             }
+            Row::Tokens(tokens) => Ok(Document { tokens: tokens.clone(), mask: None, unit: false }),
             Row::Messages(messages) => Document::conversation(messages, tokenizer, loss),
             Row::Answer { prompt, completion } if tokenizer.chat().is_some() => {
                 let messages = [chat::message("user", prompt), chat::message("assistant", completion)];

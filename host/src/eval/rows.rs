@@ -61,6 +61,8 @@ pub enum Row {
     },
     /// A conversation: objects with `role` and `content`.
     Messages(Vec<Value>),
+    /// Text that is tokenised already: ids of the model's own vocabulary.
+    Tokens(Vec<u32>),
 }
 
 /// What a data file holds.
@@ -166,6 +168,11 @@ fn row(line: &str) -> std::result::Result<Option<Row>, String> {
     }
     if let (Some(prompt), Some(completion)) = (text("prompt")?, text("completion")?) {
         return Ok(Some(Row::Answer { prompt, completion }));
+    }
+    if let Some(ids) = object.get("tokens").filter(|t| !t.is_null()) {
+        let ids: Option<Vec<u32>> =
+            ids.as_array().and_then(|l| l.iter().map(|i| i.as_u64().and_then(|i| u32::try_from(i).ok())).collect());
+        return ids.map(|ids| Some(Row::Tokens(ids))).ok_or_else(|| "`tokens` is no list of token ids".into());
     }
     Ok(text("text")?.map(Row::Text))
 }

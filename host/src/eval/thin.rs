@@ -59,6 +59,7 @@ pub fn thin(rows: &mut Vec<(usize, Row)>, windows: usize, window: usize) -> Opti
 fn size(row: &Row) -> u64 {
     match row {
         Row::Text(text) => text.len() as u64,
+        Row::Tokens(ids) => 4 * ids.len() as u64,
         Row::Answer { prompt, completion } => (prompt.len() + completion.len()) as u64,
         Row::Messages(turns) => {
             let content = |t: &serde_json::Value| t.get("content").and_then(|c| c.as_str()).map_or(0, str::len);

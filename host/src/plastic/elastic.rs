@@ -220,7 +220,8 @@ impl Elastic {
             |&&i: &&usize| !awake[i].is_dense() && self.running[i].bank.as_ref().is_none_or(|b| b.metric != metric);
         let missing: Vec<usize> = changed.iter().filter(wanted).copied().collect();
         let mut made = Vec::with_capacity(missing.len());
-        self.decompose(&missing, metric, how.moments, progress, factor::components, |i, components| {
+        let dense = |i: usize| self.dense(i);
+        self.decompose(&missing, &dense, metric, how.moments, progress, factor::components, |i, components| {
             made.push((i, Bank::new(&components, metric, &awake[i], how.parking)?));
             Ok(())
         })?;
@@ -234,6 +235,7 @@ impl Elastic {
     fn decompose<T: Send + 'static>(
         &self,
         these: &[usize],
+        weight: &dyn Fn(usize) -> Result<Array>,
         metric: Metric,
         moments: Option<&Moments>,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
@@ -248,7 +250,7 @@ impl Elastic {
                 return Err(ElasticError::Interrupted);
             }
             let moments = self.moments_of(i, metric, moments)?;
-            Ok((i, self.model.dense_weight(self.positions[i])?, metric, moments, work))
+            Ok((i, weight(i)?, metric, moments, work))
         });
         let one = |(i, w, metric, moments, work): Input<T>| (i, work(&w, metric, moments.as_ref()));
         workers::for_each(at_once, inputs, one, |(i, result)| {
@@ -257,19 +259,34 @@ impl Elastic {
         })
     }
 
-    /// The components of each of `these` slices in a metric, handed to `take` in the order they are ready.
+    /// The weight of a slice, float32 [rows, cols], evaluated.
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    pub fn dense(&self, i: usize) -> Result<Array> {
+        Ok(self.model.dense_weight(self.positions[i])?)
+    }
+
+    /// The place of a slice in the model.
+    pub fn position(&self, i: usize) -> usize {
+        self.positions[i]
+    }
+
+    /// The components of `weight` of each of `these` slices in a metric, handed to `take` in the order they are
+    /// ready. The moments must be those of that weight.
     ///
     /// # Errors
     /// When a slice cannot be decomposed, `take` fails, or on interruption.
     pub fn components_of(
         &self,
         these: &[usize],
+        weight: &dyn Fn(usize) -> Result<Array>,
         metric: Metric,
         moments: Option<&Moments>,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
         take: impl FnMut(usize, Components) -> Result<()>,
     ) -> Result<()> {
-        self.decompose(these, metric, moments, progress, factor::components, take)
+        self.decompose(these, weight, metric, moments, progress, factor::components, take)
     }
 
     fn set(&mut self, i: usize, awake: &Awake) -> Result<()> {
@@ -306,9 +323,23 @@ impl Elastic {
         moments: Option<&Moments>,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
     ) -> Result<Vec<Vec<f32>>> {
+        self.spectra_of(&|i| self.dense(i), metric, moments, progress)
+    }
+
+    /// The same of other matrices in the weights' places, whose moments these are.
+    ///
+    /// # Errors
+    /// When one cannot be decomposed, or on interruption.
+    pub fn spectra_of(
+        &self,
+        weight: &dyn Fn(usize) -> Result<Array>,
+        metric: Metric,
+        moments: Option<&Moments>,
+        progress: &mut dyn FnMut(usize, usize, &str) -> bool,
+    ) -> Result<Vec<Vec<f32>>> {
         let mut out = vec![Vec::new(); self.slices.len()];
         let all: Vec<usize> = (0..self.slices.len()).collect();
-        self.decompose(&all, metric, moments, progress, factor::spectrum, |i, values| {
+        self.decompose(&all, weight, metric, moments, progress, factor::spectrum, |i, values| {
             out[i] = values;
             Ok(())
         })?;

@@ -55,7 +55,11 @@ pub struct Moments {
     output_mean: Vec<f64>,
 }
 
+/// A weight [rows, cols] for a slice: float32, in another's place.
+pub type Substitute<'a> = dyn Fn(usize) -> mlx::Result<Array> + 'a;
+
 /// What to gather from.
+#[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Calibration windows, all of one length.
     pub windows: &'a [Vec<u32>],
@@ -63,6 +67,9 @@ pub struct Pass<'a> {
     pub gradient_windows: usize,
     /// Seed of the drawn labels.
     pub seed: u64,
+    /// The matrices that are to be decomposed, where those are not the model's own weights: moments are kept on the
+    /// smaller side, behind the matrix. What flows through the model stays the same.
+    pub of: Option<&'a Substitute<'a>>,
 }
 
 impl Pass<'_> {
@@ -115,6 +122,7 @@ fn gram(a: &Array) -> std::result::Result<Array, Exception> {
 /// Sees the projections of one layer and keeps the Gram matrices of their inputs or outputs.
 struct Watch<'a> {
     model: &'a Model,
+    of: Option<&'a Substitute<'a>>,
     grams: RefCell<Vec<(String, Array)>>,
 }
 
@@ -124,18 +132,14 @@ impl Tap for Watch<'_> {
         let key = input_key(s);
         let mut grams = self.grams.borrow_mut();
         if !grams.iter().any(|(k, _)| *k == key) {
-            let seen = match (s.rows <= s.cols, self.model.added(slice), self.model.bias(slice)) {
-                // What the base's weight makes of x, without what packs add.
-                (true, Some(_), _) => {
-                    let w = self.model.dense_weight(slice).map_err(|e| mlx::MlxError {
-                        what: "input moments".into(),
-                        exception: Exception::custom(e.to_string()),
-                    })?;
-                    x.matmul(w.transpose()?).context("input moments")?
-                }
-                (true, None, Some(bias)) => y.subtract(bias).context("input moments")?,
-                (true, None, None) => y.clone(),
+            let through = |w: Array| x.matmul(w.transpose()?).context("input moments");
+            let seen = match (s.rows <= s.cols, self.of, self.model.added(slice), self.model.bias(slice)) {
                 (false, ..) => x.clone(),
+                (true, Some(of), ..) => through(of(slice)?)?,
+                // What the base's weight makes of x, without what packs add.
+                (true, None, Some(_), _) => through(dense(self.model, slice)?)?,
+                (true, None, None, Some(bias)) => y.subtract(bias).context("input moments")?,
+                (true, None, None, None) => y.clone(),
             };
             grams.push((key, flat(&seen).and_then(|a| gram(&a)).context("input moments")?));
         }
@@ -146,6 +150,12 @@ impl Tap for Watch<'_> {
         }
         Ok(y)
     }
+}
+
+fn dense(model: &Model, slice: usize) -> mlx::Result<Array> {
+    model
+        .dense_weight(slice)
+        .map_err(|e| mlx::MlxError { what: "input moments".into(), exception: Exception::custom(e.to_string()) })
 }
 
 /// Adds a probe to every projection of one layer, so that the gradient of the probe is the
@@ -213,7 +223,7 @@ pub fn gather(model: &Model, pass: &Pass, progress: &mut Progress) -> Result<Mom
         let mut h = model.embed(&tokens)?;
         let mut inputs = Vec::new();
         for layer in 0..layers.len() {
-            let watch = Watch { model, grams: RefCell::new(Vec::new()) };
+            let watch = Watch { model, of: pass.of, grams: RefCell::new(Vec::new()) };
             let next = model.layer(layer, &h, None, Some(&watch))?;
             mlx::eval([&next])?;
             for (key, gram) in watch.grams.into_inner() {
@@ -227,8 +237,8 @@ pub fn gather(model: &Model, pass: &Pass, progress: &mut Progress) -> Result<Mom
         }
         if *gradients {
             sums.output_tokens += n;
-            let seed = pass.seed.wrapping_add(number as u64);
-            backward(model, &layers, inputs, &h, seed, &mut sums, &mut || advance(3 * batch.len()))?;
+            let seeded = Pass { seed: pass.seed.wrapping_add(number as u64), ..*pass };
+            backward(model, &layers, inputs, &h, &seeded, &mut sums, &mut || advance(3 * batch.len()))?;
         }
     }
     sums.finish(slices)
@@ -255,13 +265,13 @@ fn backward(
     layers: &[Vec<usize>],
     mut inputs: Vec<Array>,
     last: &Array,
-    seed: u64,
+    pass: &Pass,
     sums: &mut Sums,
     advance: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let what = "gradients for the Fisher metric";
     let normed = model.final_norm(last)?;
-    let (_, dhidden) = kernels::fisher_head(&flat(&normed).context(what)?, &model.head_weight()?, seed)?;
+    let (_, dhidden) = kernels::fisher_head(&flat(&normed).context(what)?, &model.head_weight()?, pass.seed)?;
     let dhidden = dhidden.reshape(normed.shape()).context(what)?;
     let through_norm = |p: &[Array]| Ok(vec![model.final_norm(&p[0]).map_err(|e| e.exception)?]);
     let (_, back) =
@@ -295,7 +305,10 @@ fn backward(
             sums.output_squares[i] += spectral::to_vec(&square)?.iter().sum::<f64>();
             let seen = match s.rows <= s.cols {
                 true => g,
-                false => g.matmul(model.dense_weight(i)?).context(what)?,
+                false => {
+                    let w = pass.of.map_or_else(|| dense(model, i), |of| of(i))?;
+                    g.matmul(w).context(what)?
+                }
             };
             sums.add(output_key(s), gram(&seen).context(what)?)?;
         }
@@ -412,7 +425,7 @@ mod tests {
     #[test]
     fn gradient_windows_are_spread_evenly_and_batched_apart() {
         let windows = vec![vec![0; 512]; 10];
-        let pass = Pass { windows: &windows, gradient_windows: 4, seed: 0 };
+        let pass = Pass { windows: &windows, gradient_windows: 4, seed: 0, of: None };
         let chosen: Vec<usize> = (0..10).filter(|&w| pass.gives_gradients(w)).collect();
         assert_eq!(chosen, vec![2, 4, 7, 9]);
         let batches = pass.batches();
