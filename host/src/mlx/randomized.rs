@@ -78,11 +78,7 @@ pub fn svd(a: &Array, k: u32, options: &Options) -> Result<Svd> {
     // The test matrix is drawn, and the last decomposition solved, on the smaller side.
     if m < n {
         let flipped = tall(&a.transpose().context(what)?, k as i32, l, options, what)?;
-        return Ok(Svd {
-            u: own(flipped.vt.transpose(), what)?,
-            s: flipped.s,
-            vt: own(flipped.u.transpose(), what)?,
-        });
+        return Ok(Svd { u: own(flipped.vt.transpose(), what)?, s: flipped.s, vt: own(flipped.u.transpose(), what)? });
     }
     tall(&a, k as i32, l, options, what)
 }
@@ -401,7 +397,8 @@ mod tests {
         let a = normal(&[1100, 1030], 8);
         let (got, is_exact) = norm2(&a).unwrap();
         let t = a.transpose().unwrap();
-        let true_one = spectral::to_vec(&spectral::eigenvalues(&spectral::matmul(&t, &a).unwrap()).unwrap()).unwrap()[0].sqrt();
+        let true_one =
+            spectral::to_vec(&spectral::eigenvalues(&spectral::matmul(&t, &a).unwrap()).unwrap()).unwrap()[0].sqrt();
         assert!(!is_exact && got <= true_one * (1.0 + 1e-9) && got > 0.985 * true_one, "{got} {true_one}");
     }
 

@@ -27,6 +27,7 @@ pub mod registry;
 pub mod rope;
 pub mod safetensors;
 pub mod sample;
+pub mod single;
 pub mod store;
 pub mod timing;
 pub mod tokenizer;
