@@ -4,9 +4,10 @@ use super::Global;
 use super::interrupt::Interrupt;
 use super::matrix::{self, SvdOptions};
 use super::table;
+use crate::mlx::Array;
 use crate::mlx::device::{self, DeviceInfo};
-use crate::mlx::quant::{Mode, Scheme};
-use crate::plastic::footprint::{self, Footprint, Plan, Ranked, Timing, Verdict};
+use crate::mlx::quant::{Mode, Packed, Scheme};
+use crate::plastic::footprint::{self, Footprint, Plan, Quantised, Ranked, Timing, Verdict};
 use crate::plastic::matrix_file::Source;
 use anyhow::{Context, bail};
 use indicatif::DecimalBytes;
@@ -39,8 +40,9 @@ Examples:
 
 Without --tensor the weight is synthetic, with singular values 1, 1/2, 1/3, ...: weights of trained models fall
 more slowly, so judge errors on a tensor of your own. The largest rank r with r (m + n) < 0.7 m n is always measured.
-Times are of x W^T for an input x of so many rows: median and quartiles; `faster` and `slower` only where these
-do not overlap those of float32. Run it on a calm machine.")]
+Times are of x W^T for an input x of so many rows: the median, and half the distance of the quartiles; `faster` and
+`slower` beside float32 only where the quartiles lie apart. Run it on a calm machine. On a CPU, models multiply a float32
+copy of a quantised weight where there are more than 32 rows; the time here is without one.")]
 struct MemoryArgs {
     /// Rows of the synthetic weight
     #[arg(long, value_name = "ROWS", default_value_t = 2048, conflicts_with = "tensor", value_parser = clap::value_parser!(u32).range(1..=MOST_SIDE))]
@@ -115,7 +117,7 @@ fn memory(args: &MemoryArgs, g: &Global) -> anyhow::Result<ExitCode> {
         }
         Some(source) => {
             let w = matrix::open(source, g)?;
-            (w.weight, source.to_string(), Some((w.stored_as, w.stored_bytes)), w.scheme)
+            (w.weight, source.to_string(), Some((w.stored_as, w.stored_bytes)), w.packed)
         }
     };
     let (m, n) = (w.dim(0) as u32, w.dim(1) as u32);
@@ -127,7 +129,7 @@ fn memory(args: &MemoryArgs, g: &Global) -> anyhow::Result<ExitCode> {
         ranks: args.ranks.clone(),
         bits: args.bits,
         rows: args.rows.clone(),
-        scheme: scheme(args, own, n, g)?,
+        quantised: quantised(args, &w, own.zip(stored.as_ref().map(|s| s.1)), g)?,
         rounds: args.rounds as usize,
         method,
         seed: args.seed,
@@ -164,12 +166,21 @@ fn memory(args: &MemoryArgs, g: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How to quantise the weight: as asked for, as its checkpoint does, or 4 bits in groups of 64.
-fn scheme(args: &MemoryArgs, own: Option<Scheme>, n: u32, g: &Global) -> anyhow::Result<Option<Scheme>> {
-    let own = own.filter(|s| s.mode == Mode::Affine);
+/// The weight quantised as asked for, as its checkpoint has it, or in 4 bits and groups of 64.
+fn quantised(
+    args: &MemoryArgs,
+    w: &Array,
+    own: Option<(Packed, u64)>,
+    g: &Global,
+) -> anyhow::Result<Option<Quantised>> {
+    let known = own.as_ref().map(|(p, _)| p.scheme);
+    if let (Some((packed, bytes)), None, None) = (own, args.weight_bits, args.group_size) {
+        return Ok(Some(Quantised { packed, bytes }));
+    }
+    let known = known.filter(|s| s.mode == Mode::Affine);
     let scheme = Scheme {
-        bits: args.weight_bits.or(own.map(|s| s.bits)).unwrap_or(4),
-        group_size: args.group_size.or(own.map(|s| s.group_size)).unwrap_or(64),
+        bits: args.weight_bits.or(known.map(|s| s.bits)).unwrap_or(4),
+        group_size: args.group_size.or(known.map(|s| s.group_size)).unwrap_or(64),
         mode: Mode::Affine,
     };
     if ![2, 3, 4, 5, 6, 8].contains(&scheme.bits) {
@@ -178,8 +189,9 @@ fn scheme(args: &MemoryArgs, own: Option<Scheme>, n: u32, g: &Global) -> anyhow:
     if ![32, 64, 128].contains(&scheme.group_size) {
         bail!("--group-size {}: MLX quantises in groups of 32, 64 or 128", scheme.group_size);
     }
+    let n = w.dim(1) as u32;
     if footprint::fits(scheme, n) {
-        return Ok(Some(scheme));
+        return Ok(Some(footprint::quantise(w, scheme)?));
     }
     if args.group_size.is_some() {
         bail!("--group-size {}: {n} columns do not divide into it", scheme.group_size);
@@ -192,13 +204,9 @@ fn scheme(args: &MemoryArgs, own: Option<Scheme>, n: u32, g: &Global) -> anyhow:
 
 fn show(f: &Footprint, args: &MemoryArgs) {
     let mut headers: Vec<String> = ["form", "bytes", "error"].map(String::from).to_vec();
-    headers.extend([format!("in {} bits", args.bits), "saved".into(), "error".into(), "r(m+n)<0.7mn".into()]);
+    headers.extend([format!("{} bits", args.bits), "saved".into(), "error".into(), "r(m+n)<0.7mn".into()]);
     for rows in &args.rows {
-        headers.extend([
-            format!("{rows} row{}, us", if *rows == 1 { "" } else { "s" }),
-            "(quartiles)".into(),
-            "".into(),
-        ]);
+        headers.extend([format!("{rows} row{}, us", plural(*rows)), String::new()]);
     }
     let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
     let right: Vec<usize> = (1..headers.len()).filter(|i| *i != 6).collect();
@@ -242,10 +250,14 @@ fn show(f: &Footprint, args: &MemoryArgs) {
     }
 }
 
-/// Time, quartiles, and the ratio to float32.
-fn cells(time: &Timing, dense: &Timing, verdict: Option<Verdict>) -> [String; 3] {
+/// The median with half the distance of the quartiles, and the ratio to float32.
+fn cells(time: &Timing, dense: &Timing, verdict: Option<Verdict>) -> [String; 2] {
     let beside = verdict.map_or(String::new(), |v| ratio(time, dense, v));
-    [format!("{:.1}", time.median_us), format!("{:.1} to {:.1}", time.p25_us, time.p75_us), beside]
+    [format!("{:.1} ± {:.1}", time.median_us, (time.p75_us - time.p25_us) / 2.0), beside]
+}
+
+fn plural(n: u32) -> &'static str {
+    if n == 1 { "" } else { "s" }
 }
 
 fn ratio(time: &Timing, dense: &Timing, verdict: Verdict) -> String {
@@ -260,9 +272,7 @@ fn ratio(time: &Timing, dense: &Timing, verdict: Verdict) -> String {
 fn at_limit(r: &Ranked, f: &Footprint) -> String {
     let against = |other: &[Timing], verdicts: &[Verdict]| {
         let each = r.times.iter().zip(other).zip(verdicts);
-        let each = each.map(|((t, o), v)| {
-            format!("{} with {} row{}", ratio(t, o, *v), t.rows, if t.rows == 1 { "" } else { "s" })
-        });
+        let each = each.map(|((t, o), v)| format!("{} with {} row{}", ratio(t, o, *v), t.rows, plural(t.rows)));
         each.collect::<Vec<_>>().join(", ")
     };
     let mut out = format!(

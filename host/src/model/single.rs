@@ -7,7 +7,7 @@ use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::error::{Error, Result};
 use super::weights::Weights;
-use crate::mlx::quant::Scheme;
+use crate::mlx::quant::Packed;
 use crate::mlx::{self, Array};
 use std::path::Path;
 
@@ -18,8 +18,8 @@ pub struct Single {
     pub weight: Array,
     /// Its type (`BF16`), or how it is quantised (`affine 4 bits, group 64`).
     pub stored_as: String,
-    /// How it is quantised.
-    pub scheme: Option<Scheme>,
+    /// As it is, where it is quantised; scales and biases of affine ones widened to float32.
+    pub packed: Option<Packed>,
     /// Bytes in the checkpoint: codes, scales and biases.
     pub stored_bytes: u64,
 }
@@ -52,7 +52,7 @@ pub fn read(dir: &Path, module: &str) -> Result<Single> {
     Ok(Single {
         weight: dense,
         stored_as: weight.scheme().map_or_else(|| info.dtype.clone(), |s| s.to_string()),
-        scheme: weight.scheme(),
+        packed: weight.packed().cloned(),
         stored_bytes: parts.into_iter().flatten().map(|t| t.end - t.begin).sum(),
     })
 }

@@ -30,13 +30,22 @@ pub struct Plan {
     /// Rows of the input, each measured.
     pub rows: Vec<u32>,
     /// The quantised form; `None` leaves it out.
-    pub scheme: Option<Scheme>,
+    pub quantised: Option<Quantised>,
     /// Rounds of measurement.
     pub rounds: usize,
     /// How to decompose.
     pub method: Method,
     /// Seed of the input.
     pub seed: u64,
+}
+
+/// A weight quantised.
+#[derive(Clone, Debug)]
+pub struct Quantised {
+    /// For the product.
+    pub packed: Packed,
+    /// Bytes in a checkpoint.
+    pub bytes: u64,
 }
 
 /// The time of one product, in microseconds.
@@ -160,15 +169,21 @@ pub fn synthetic(m: u32, n: u32, seed: u64) -> Result<Array> {
     Ok(w)
 }
 
-/// `w` quantised, its scales and biases rounded to float16 as checkpoints have them.
-fn packed(w: &Array, scheme: Scheme) -> Result<Packed> {
+/// `w` [m, n] quantised, its scales and biases rounded to float16 as checkpoints have them.
+///
+/// # Errors
+/// When MLX cannot quantise it so; see [`fits`].
+pub fn quantise(w: &Array, scheme: Scheme) -> Result<Quantised> {
     let what = "quantising a weight";
+    let w = w.as_dtype(Dtype::Float32).context(what)?;
     let (codes, scales, biases) =
-        mlx_rs::ops::quantize(w, scheme.group_size as i32, scheme.bits as i32).context(what)?;
+        mlx_rs::ops::quantize(&w, scheme.group_size as i32, scheme.bits as i32).context(what)?;
     let rounded = |a: &Array| a.as_dtype(Dtype::Float16).and_then(|a| a.as_dtype(Dtype::Float32)).context(what);
     let packed = Packed { codes, scales: rounded(&scales)?, biases: Some(rounded(&biases)?), scheme };
     mlx::eval(packed.arrays())?;
-    Ok(packed)
+    // Scales take as much in float32 as scales and biases in float16.
+    let bytes = (packed.codes.nbytes() + packed.scales.nbytes()) as u64;
+    Ok(Quantised { packed, bytes })
 }
 
 /// Whether MLX can quantise a weight of `n` columns so.
@@ -192,7 +207,6 @@ pub fn measure(w: &Array, plan: &Plan, go_on: &mut dyn FnMut() -> bool) -> Resul
 
     let most = ranks.last().copied().unwrap_or(1);
     let svd = plan.method.decompose(w, most)?;
-    let quantised = plan.scheme.map(|s| packed(&w32, s)).transpose()?;
     let dense_bytes = 4 * u64::from(m) * u64::from(n);
     let mut factored = Vec::with_capacity(ranks.len());
     let mut forms = Vec::new();
@@ -221,16 +235,11 @@ pub fn measure(w: &Array, plan: &Plan, go_on: &mut dyn FnMut() -> bool) -> Resul
         factored.push((a, b));
     }
     let mut dense = Whole { form: "float32".into(), bytes: dense_bytes, rel_error: 0.0, times: Vec::new() };
-    let mut whole = match (&quantised, plan.scheme) {
-        (Some(p), Some(s)) => Some(Whole {
-            form: s.to_string(),
-            // Scales take as much in float32 as scales and biases in float16.
-            bytes: (p.codes.nbytes() + p.scales.nbytes()) as u64,
-            rel_error: rel_error(w, &p.dequantize()?)?,
-            times: Vec::new(),
-        }),
-        _ => None,
-    };
+    let mut whole = None;
+    if let Some(q) = &plan.quantised {
+        let rel_error = rel_error(w, &q.packed.dequantize()?)?;
+        whole = Some(Whole { form: q.packed.scheme.to_string(), bytes: q.bytes, rel_error, times: Vec::new() });
+    }
 
     for rows in &plan.rows {
         let key = random::key(plan.seed.wrapping_add(2)).context(what)?;
@@ -238,8 +247,8 @@ pub fn measure(w: &Array, plan: &Plan, go_on: &mut dyn FnMut() -> bool) -> Resul
         mlx::eval([&x, &w32])?;
         type Product<'a> = Box<dyn Fn() -> Result<Array> + 'a>;
         let mut products: Vec<Product> = vec![Box::new(|| x.matmul(w32.transpose()?).context(what))];
-        if let Some(p) = &quantised {
-            products.push(Box::new(|| p.matmul(&x)));
+        if let Some(q) = &plan.quantised {
+            products.push(Box::new(|| q.packed.matmul(&x)));
         }
         for (a, b) in &factored {
             products.push(Box::new(|| x.matmul(b.transpose()?)?.matmul(a.transpose()?).context(what)));
@@ -345,7 +354,7 @@ mod tests {
             ranks: vec![8, 2, 8],
             bits: 8,
             rows: vec![1, 5],
-            scheme: Some(scheme),
+            quantised: Some(quantise(&w, scheme).unwrap()),
             rounds: 3,
             method: Method::Exact,
             seed: 0,

@@ -10,7 +10,7 @@ pub mod npz;
 pub mod tensor;
 
 use crate::atomic::{FileError, write_file};
-use crate::mlx::quant::Scheme;
+use crate::mlx::quant::Packed;
 use crate::mlx::{self, Array, Context, MlxError, spectral};
 use crate::model::{self, single};
 use std::fmt;
@@ -59,8 +59,8 @@ pub struct Matrix {
     pub weight: Array,
     /// The type in the file (`F16`, `F64`), or how it is quantised (`affine 4 bits, group 32`).
     pub stored_as: String,
-    /// How the checkpoint it comes from quantises it.
-    pub scheme: Option<Scheme>,
+    /// As it is in a checkpoint that quantises it.
+    pub packed: Option<Packed>,
     /// Bytes it takes in its file, headers not counted.
     pub stored_bytes: u64,
 }
@@ -160,8 +160,8 @@ impl Source {
             Source::Tensor(path, name) => tensor::read(path, name.as_deref())?,
             Source::Module { base, module } => {
                 let found = single::read(&directory(base)?, module).map_err(Error::from)?;
-                let single::Single { weight, stored_as, scheme, stored_bytes } = found;
-                Matrix { weight, stored_as, scheme, stored_bytes }
+                let single::Single { weight, stored_as, packed, stored_bytes } = found;
+                Matrix { weight, stored_as, packed, stored_bytes }
             }
         })
     }

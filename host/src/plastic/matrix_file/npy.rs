@@ -83,7 +83,7 @@ pub(super) fn decode(from: &mut impl Read, size: u64, path: &Path, within: &str)
         return Err(bad(format!("does not hold the {need} bytes of numbers that it states: it is damaged")));
     }
     let weight = layout.decode(&bytes).map_err(bad)?;
-    Ok(Matrix { weight, stored_as: layout.float.name().into(), scheme: None, stored_bytes: need })
+    Ok(Matrix { weight, stored_as: layout.float.name().into(), packed: None, stored_bytes: need })
 }
 
 /// A file with these numbers, row by row, in version 1.0.

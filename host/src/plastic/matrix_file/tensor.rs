@@ -43,7 +43,7 @@ pub fn read(path: &Path, name: Option<&str>) -> Result<Matrix> {
     let (layout, need) = Layout::checked(float, false, false, &shape).map_err(bad)?;
     let bytes = bytes(path, info)?;
     let weight = layout.decode(&bytes).map_err(bad)?;
-    Ok(Matrix { weight, stored_as: info.dtype.clone(), scheme: None, stored_bytes: need })
+    Ok(Matrix { weight, stored_as: info.dtype.clone(), packed: None, stored_bytes: need })
 }
 
 /// The bytes of a tensor whose header was checked.
