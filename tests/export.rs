@@ -164,7 +164,11 @@ fn wrong_input_is_refused_in_words() {
     run(&["export", "--out", &out]).refuses(2, "--from-weight");
     run(&["export", "--from-weight", &w, "--reconstruct", &w, "--out", &out]).refuses(2, "cannot be used with");
     run(&["export", "--from-weight", &w, "--bits", "9", "--out", &out]).refuses(2, "9");
-    run(&["export", "--from-weight", &w, "--against", &w, "--out", &out]).refuses(2, "--reconstruct");
+    run(&["export", "--from-weight", &w, "--against", &w, "--out", &out]).refuses(2, "cannot be used with");
+    for more in ["--rank", "--seed", "--oversamples"] {
+        let both = ["export", "--reconstruct", &w, more, "3", "--out", &out];
+        run(&both).refuses(2, "cannot be used with");
+    }
     let zeros = dir.file("zeros.npy", &npy(&header(2, 3, false), &[0.0; 6]));
     assert_eq!(run(&["export", "--from-weight", &zeros, "--out", &out]).code, Some(0));
     run(&["export", "--from-weight", &out, "--out", &out]).refuses(1, "the file it is made from");

@@ -34,13 +34,13 @@ pub struct ExportArgs {
     #[arg(long, value_name = "WEIGHT", group = "source")]
     from_weight: Option<Source>,
     /// Multiply the factors of this file and write the weight, as float32
-    #[arg(long, value_name = "FILE", group = "source")]
+    #[arg(long, value_name = "FILE", group = "source", conflicts_with = "SvdOptions")]
     reconstruct: Option<PathBuf>,
     /// The file to write: .safetensors; of --reconstruct also .npy or .npz
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
     /// Rank of the factors [default: 64, or the full rank where that is less]
-    #[arg(long, short, value_name = "N", requires = "from_weight", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short, value_name = "N", conflicts_with = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
     /// Bits of a value; it takes a byte all the same
     #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "reconstruct", value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -48,10 +48,10 @@ pub struct ExportArgs {
     #[command(flatten)]
     svd: SvdOptions,
     /// With --svd randomized: seed of the random matrix
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "reconstruct")]
     seed: u64,
     /// With --reconstruct: print the error against this weight
-    #[arg(long, value_name = "WEIGHT", requires = "reconstruct")]
+    #[arg(long, value_name = "WEIGHT", conflicts_with = "from_weight")]
     against: Option<Source>,
 }
 

@@ -26,6 +26,7 @@ pub enum Svd {
 
 /// Options of a decomposition.
 #[derive(clap::Args, Clone, Debug)]
+#[group(id = "SvdOptions", multiple = true)]
 pub struct SvdOptions {
     /// How to decompose the weight
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
