@@ -13,14 +13,17 @@ macro_rules! note {
 
 mod again;
 mod base;
+mod bench;
 mod completions;
 mod compress;
 mod doctor;
 mod eval;
+mod export;
 mod fetching;
 mod generate;
 mod interrupt;
 mod locate;
+mod matrix;
 mod model;
 mod packs;
 mod plugin;
@@ -90,6 +93,10 @@ enum Verb {
     Model(model::ModelArgs),
     /// Train, inspect, apply, evaluate and exchange skill packs
     Packs(Box<packs::PacksArgs>),
+    /// Write one weight as a file of quantised low-rank factors, and back
+    Export(Box<export::ExportArgs>),
+    /// Measure bytes, error and time of a weight in each of its forms
+    Bench(bench::BenchArgs),
     /// Build, inspect, list, lock and sign plugins
     Plugin(plugin::PluginArgs),
     /// Check this machine: MLX, BLAS, memory, models, tools
@@ -118,6 +125,8 @@ pub fn main() -> ExitCode {
         Some(Verb::Compress(a)) => compress::run(a, g),
         Some(Verb::Model(a)) => model::run(a, g),
         Some(Verb::Packs(a)) => packs::run(a, g),
+        Some(Verb::Export(a)) => export::run(a, g),
+        Some(Verb::Bench(a)) => bench::run(a, g),
         Some(Verb::Plugin(a)) => plugin::run(a, g),
         Some(Verb::Doctor(a)) => doctor::run(a, g),
         Some(Verb::Completions(a)) => completions::run(a, g),

@@ -14,6 +14,7 @@ mod kernel_tests;
 pub mod kernels;
 pub mod memory;
 pub mod quant;
+pub mod randomized;
 pub mod spectral;
 pub mod workers;
 

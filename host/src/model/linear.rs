@@ -96,6 +96,14 @@ impl Weight {
         Weight { rows, cols, stored, keep_dense: false, dense_is_faster, few_rows: FEW_ROWS, dense: OnceCell::new() }
     }
 
+    /// The quantised weight; `None` for floats.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        match &self.stored {
+            Stored::Float(_) => None,
+            Stored::Packed(p) => Some(p),
+        }
+    }
+
     /// How the checkpoint quantises it; `None` for floats.
     pub(crate) fn scheme(&self) -> Option<Scheme> {
         match &self.stored {

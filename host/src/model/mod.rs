@@ -28,6 +28,7 @@ pub mod registry;
 pub mod rope;
 pub mod safetensors;
 pub mod sample;
+pub mod single;
 pub mod store;
 pub mod tensor_file;
 pub mod timing;

@@ -10,11 +10,17 @@
 //! fixed when its bank is written, so undo, resume and replay need no history.
 
 pub mod bank;
+pub mod compactness;
 pub mod config;
 pub mod counterfactual;
 pub mod elastic;
 pub mod factor;
+pub mod factor_file;
+#[cfg(test)]
+mod factor_file_tests;
+pub mod footprint;
 pub mod journal;
+pub mod matrix_file;
 pub mod measure;
 pub mod moments;
 pub mod panel;
