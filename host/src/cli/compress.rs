@@ -59,6 +59,9 @@ pub struct CompressArgs {
     /// Share of the slices' parameters that stays; with --mode residual of their bytes in float16 [default: 0.8, or 0.05 more than the coarse weights take]
     #[arg(long, value_name = "SHARE")]
     budget: Option<f64>,
+    /// Instead of a budget: the smallest one whose perplexity on --data is at most this
+    #[arg(long, value_name = "PERPLEXITY", conflicts_with_all = ["budget", "ranks", "no_eval", "refine"])]
+    target_ppl: Option<f64>,
     /// Bits of the coarse weights of --mode residual
     #[arg(long, value_name = "BITS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=8))]
     bits: u32,
@@ -190,6 +193,14 @@ impl CompressArgs {
             return Err("--bits 7: MLX quantises to 2, 3, 4, 5, 6 or 8 bits".into());
         }
         share("floor", self.floor)?;
+        if let Some(t) = self.target_ppl {
+            if self.mode == Mode::Residual {
+                return Err("--target-ppl goes with --mode factor".into());
+            }
+            if !(t >= 1.0 && t.is_finite()) {
+                return Err(format!("--target-ppl {t}: a perplexity is at least 1"));
+            }
+        }
         if self.window < 2 || self.batch_size == Some(0) {
             return Err("--window must be at least 2 and --batch-size at least 1".into());
         }
@@ -273,6 +284,9 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let base = base::open(&args.base, g)?;
     let dir = session::absolute(base.dir.clone())?;
     crate::pack::fuse::free(&args.out, &dir, args.force)?;
+    if args.resume && args.out.join(crate::model::ladder::MANIFEST).is_file() && !work::place(&args.out).is_dir() {
+        bail!("{}: is finished already; nothing to resume", args.out.display());
+    }
     let sha256 = layout::checkpoint_hash(&dir)?;
     let tokenizer = Tokenizer::load(&dir)?;
     let (text, windows) = text(&config, &tokenizer)?;
@@ -304,6 +318,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     };
     let before =
         if args.no_eval { None } else { Some(score(&model, &windows, args, &interrupt, g, "scoring the base")?) };
+    model.warm()?;
     let memory_before = model.resident().total();
     let elastic = Elastic::new(model, chosen);
     let settings = Settings {
@@ -311,7 +326,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
         mode: args.mode,
         coarse: args.coarse(),
         budget: args.share(),
-        target_perplexity: None,
+        target_perplexity: args.target_ppl,
         chooser: chooser(args, &config, &policies, &elastic)?,
         metric: forced,
         calibration: calibration.as_ref().map(|(file, windows)| Calibration {
@@ -351,6 +366,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
                 Stage::Statistics => "measuring slices",
                 Stage::Slices => "decomposing slices",
                 Stage::Refine => "distilling the base",
+                Stage::Search => "trying budgets",
             };
             bars = Some((stage, ui::bar(g, total as u64, what)));
         }
@@ -361,7 +377,17 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
         }
         !interrupt.raised()
     };
-    let decided = job.run(&mut watch);
+    let mut perplexity = |model: &Model| -> crate::compress::Result<f64> {
+        let stopped = || crate::compress::Error::Interrupted(work::place(&args.out));
+        let batch = args.batch_size.unwrap_or((4096 / args.window).max(1));
+        let measured = perplexity::measure(model, &windows, batch, &mut |_| !interrupt.raised())?;
+        measured.map(|p| p.perplexity).ok_or_else(stopped)
+    };
+    let found = match args.target_ppl {
+        Some(target) => job.search(target, &mut perplexity, &mut watch),
+        None => Ok(()),
+    };
+    let decided = found.and_then(|()| job.run(&mut watch));
     if let Some((_, bar)) = bars {
         bar.finish_and_clear();
     }
@@ -376,6 +402,8 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let mut stopped = None;
     let manifest = job.assemble(&args.out, &decided, |staged, manifest| {
         let model = Model::load(staged, &LoadOptions::default())?;
+        // As it scores, with the copies that makes.
+        model.warm()?;
         memory_after = model.resident().total();
         if let Some(before) = &before {
             let after = match score(&model, &windows, args, &interrupt, g, "scoring the compressed model") {

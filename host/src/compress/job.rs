@@ -6,14 +6,14 @@ use super::error::{Error, Result};
 use super::manifest::{Manifest, component_cost};
 use super::plan::{self, Facts};
 use super::refine::{self, Learner};
-use super::settings::{Chooser, Refinement, Settings};
+use super::settings::{Chooser, Refinement, Settings, Svd};
 use super::work::{Decided, Work};
 use super::{budget, budget::Rungs, residual};
-use crate::mlx::Array;
+use crate::mlx::{Array, randomized};
 use crate::model::tensor_file::Tensor;
-use crate::model::{Level, Levels};
+use crate::model::{Level, Levels, LoadOptions, Model};
 use crate::plastic::elastic::{Elastic, ElasticError};
-use crate::plastic::factor::{Components, Metric};
+use crate::plastic::factor::{Components, Leading, Metric};
 use crate::plastic::moments::Moments;
 use crate::plastic::policies::Policies;
 use crate::plastic::statistic::Computed;
@@ -29,7 +29,12 @@ pub enum Stage {
     Slices,
     /// Distilling the base into them.
     Refine,
+    /// Looking for the smallest budget.
+    Search,
 }
+
+/// Budgets tried for a target.
+const SEARCHES: usize = 8;
 
 /// Told (stage, done, total, slice); answers whether to go on.
 pub type Watch<'a> = dyn FnMut(Stage, usize, usize, &str) -> bool + 'a;
@@ -76,10 +81,84 @@ impl Job<'_> {
         if let Some(known) = self.work.decided()? {
             return Ok(known);
         }
+        let decided = self.decide(self.settings.budget, Computed::new(), watch)?;
+        self.work.decide(&decided)?;
+        Ok(decided)
+    }
+
+    /// Finds the smallest budget at which `perplexity` of the compressed model is at most `target`, halving the
+    /// interval between the floor and 1, and makes it the plan. Nothing is decomposed twice.
+    ///
+    /// # Errors
+    /// As [`Job::run`], and when not even the whole model reaches the target.
+    pub fn search(
+        &mut self,
+        target: f64,
+        perplexity: &mut dyn FnMut(&Model) -> Result<f64>,
+        watch: &mut Watch,
+    ) -> Result<()> {
+        if self.work.decided()?.is_some() {
+            return Ok(());
+        }
+        let first = self.decide(1.0, Computed::new(), watch)?;
+        let slices = self.elastic.slices().to_vec();
+        // Beyond this rank the dense slice is smaller.
+        let most = |s: &Slice| (s.dense_parameters / s.component_parameters.max(1)).min(u64::from(s.max_rank)) as u32;
+        let whole =
+            Decided { levels: vec![Level::Dense; slices.len()], stored: slices.iter().map(most).collect(), ..first };
+        self.parts(&whole, watch)?;
+        let place = self.work.dir().join("whole");
+        let contents = Contents { settings: self.settings, decided: &whole, slices: &slices, work: &self.work };
+        assemble::assemble(&place, &contents, |_, _| Ok(()))?;
+        let mut model = Model::load(&place, &LoadOptions { parked: true, ..LoadOptions::default() })?;
+        let need = format!("spectrum:{}", whole.metric.name());
+        let known = Computed::from([(need, whole.spectra.clone())]);
+        let base = perplexity(&model)?;
+        if base > target {
+            return Err(Error::Usage(format!(
+                "--target-ppl {target}: the base itself has a perplexity of {base:.2} on this text; ask for more"
+            )));
+        }
+        let (mut low, mut high) = (self.settings.floor, 1.0);
+        let mut best = None;
+        for done in 0..SEARCHES {
+            let middle = if done == 0 { low } else { (low + high) / 2.0 };
+            if !watch(Stage::Search, done, SEARCHES, &format!("{middle:.3}")) {
+                return Err(Error::Interrupted(self.work.dir().to_owned()));
+            }
+            let tried = self.decide(middle, known.clone(), watch)?;
+            for (i, (level, most)) in tried.levels.iter().zip(&whole.stored).enumerate() {
+                let level = match level {
+                    Level::Rank(r) if r >= most => Level::Dense,
+                    level => *level,
+                };
+                model.set_level(self.elastic.position(i), level)?;
+            }
+            let reached = perplexity(&model)? <= target;
+            if reached {
+                (high, best) = (middle, Some(tried));
+            } else {
+                low = middle;
+            }
+            if reached && done == 0 {
+                break;
+            }
+        }
+        let best = match best {
+            Some(best) => best,
+            None => self.decide(1.0, known, watch)?,
+        };
+        drop(model);
+        let _ = std::fs::remove_dir_all(&place);
+        self.work.decide(&best)
+    }
+
+    /// What the policy, or whoever chose, makes of a budget.
+    fn decide(&mut self, share: f64, known: Computed, watch: &mut Watch) -> Result<Decided> {
         let mut tell = |done: usize, total: usize, slice: &str| watch(Stage::Statistics, done, total, slice);
         let dense: u64 = self.elastic.slices().iter().map(|s| s.dense_parameters).sum();
         let settings = self.settings;
-        let enough = enough(settings, self.elastic.slices())?;
+        let enough = enough(settings, share, self.elastic.slices())?;
         let (levels, metric, mut computed, predicted) = match (&self.settings.chooser, &mut self.policies) {
             (Chooser::Ranks(ranks), _) => {
                 let metric = self.settings.metric.unwrap_or(Metric::Fisher);
@@ -95,7 +174,7 @@ impl Job<'_> {
                     attributes: Vec::new(),
                 };
                 let (moments, windows) = (self.moments.as_ref(), self.windows.as_slice());
-                let mut computed = Computed::new();
+                let mut computed = known;
                 if settings.coarse.is_some() {
                     // Policies see the spectra of what the coarse weights lose.
                     for need in policies.needs() {
@@ -123,9 +202,7 @@ impl Job<'_> {
             }
         };
         let stored = stored(self.settings, self.elastic.slices(), &levels, &spectra);
-        let decided = Decided { metric, levels, stored, spectra, predicted };
-        self.work.decide(&decided)?;
-        Ok(decided)
+        Ok(Decided { metric, levels, stored, spectra, predicted })
     }
 
     /// Decomposes every slice whose part is not there yet.
@@ -139,27 +216,29 @@ impl Job<'_> {
         let mut failed = None;
         let elastic = &self.elastic;
         let weight = |i: usize| weight(elastic, settings, i);
+        let leading = |i: usize| leading(settings, d.stored[i]);
         let moments = self.moments.as_ref();
-        let result = elastic.components_of(&missing, &weight, d.metric, moments, &mut tell, |i, components| {
-            let keep = || -> Result<()> {
-                let (slice, rank) = (&slices[i], d.stored[i]);
-                let first = encode::first(&components, rank)?;
-                let mut tensors = match settings.coarse {
-                    Some(coarse) => residual::tensors(&slice.name, &elastic.dense(i)?, coarse)?,
-                    None => Vec::new(),
+        let result =
+            elastic.components_of(&missing, &weight, d.metric, moments, &leading, &mut tell, |i, components| {
+                let keep = || -> Result<()> {
+                    let (slice, rank) = (&slices[i], d.stored[i]);
+                    let first = encode::first(&components, rank)?;
+                    let mut tensors = match settings.coarse {
+                        Some(coarse) => residual::tensors(&slice.name, &elastic.dense(i)?, coarse)?,
+                        None => Vec::new(),
+                    };
+                    if rank > 0 {
+                        let kind = if settings.coarse.is_some() { Kind::Repair } else { Kind::Ladder };
+                        tensors.extend(encode::encode(&slice.name, kind, &first, settings.factor_bits)?.0);
+                    }
+                    tensors.push(energies(&slice.name, &d.spectra[i]));
+                    work.keep(i, &tensors)
                 };
-                if rank > 0 {
-                    let kind = if settings.coarse.is_some() { Kind::Repair } else { Kind::Ladder };
-                    tensors.extend(encode::encode(&slice.name, kind, &first, settings.factor_bits)?.0);
-                }
-                tensors.push(energies(&slice.name, &d.spectra[i]));
-                work.keep(i, &tensors)
-            };
-            keep().map_err(|e| {
-                failed = Some(e);
-                ElasticError::Interrupted
-            })
-        });
+                keep().map_err(|e| {
+                    failed = Some(e);
+                    ElasticError::Interrupted
+                })
+            });
         match (result, failed) {
             (_, Some(e)) => Err(e),
             (result, None) => Ok(result?),
@@ -177,7 +256,9 @@ impl Job<'_> {
         let mut tell = |done: usize, _: usize, slice: &str| watch(Stage::Slices, done, all, slice);
         let mut found: Vec<(usize, Components)> = Vec::with_capacity(these.len());
         let weight = |i: usize| elastic.dense(i);
-        elastic.components_of(&these, &weight, d.metric, self.moments.as_ref(), &mut tell, |i, c| {
+        let (settings, moments) = (self.settings, self.moments.as_ref());
+        let leading = |i: usize| leading(settings, d.stored[i]);
+        elastic.components_of(&these, &weight, d.metric, moments, &leading, &mut tell, |i, c| {
             let first = || encode::first(&c, d.stored[i]).and_then(|c| encode::balance(&c));
             found.push((i, first().map_err(|_| ElasticError::Interrupted)?));
             Ok(())
@@ -242,6 +323,13 @@ impl Job<'_> {
     }
 }
 
+/// How many components of a slice are looked for, and how.
+fn leading(settings: &Settings, rank: u32) -> Leading {
+    let Svd::Randomized { oversamples, power_iterations, seed } = settings.svd else { return None };
+    let options = randomized::Options { oversamples, power_iterations, seed, ..randomized::Options::default() };
+    (rank > 0).then_some((rank, options))
+}
+
 /// What is decomposed of a slice: its weight, or what the coarse weight loses of it.
 fn weight(elastic: &Elastic, settings: &Settings, i: usize) -> std::result::Result<Array, ElasticError> {
     let w = elastic.dense(i)?;
@@ -253,15 +341,15 @@ fn weight(elastic: &Elastic, settings: &Settings, i: usize) -> std::result::Resu
 }
 
 /// Parameters that components may have under the budget.
-fn enough(settings: &Settings, slices: &[Slice]) -> Result<u64> {
+fn enough(settings: &Settings, share: f64, slices: &[Slice]) -> Result<u64> {
     let dense: u64 = slices.iter().map(|s| s.dense_parameters).sum();
-    let all = (settings.budget * dense as f64).floor() as u64;
+    let all = (share * dense as f64).floor() as u64;
     let Some(coarse) = settings.coarse else { return Ok(all) };
     let fixed: u64 = slices.iter().map(|s| residual::cost(coarse, s.rows, s.cols)).sum();
     let left = all.checked_sub(fixed).ok_or_else(|| {
         Error::Usage(format!(
             "a budget of {} of the bytes in float16 is less than the {} bit weights alone take ({:.3}); ask for more, or for fewer bits",
-            settings.budget,
+            share,
             coarse.bits,
             fixed as f64 / dense as f64
         ))

@@ -99,8 +99,8 @@ impl Weight {
     /// The quantised weight; `None` for floats.
     pub(crate) fn packed(&self) -> Option<&Packed> {
         match &self.stored {
-            Stored::Float(_) => None,
             Stored::Packed(p) => Some(p),
+            Stored::Float(_) | Stored::Absent => None,
         }
     }
 

@@ -5,7 +5,7 @@
 //! handles back: both are exact, and neither can fail.
 
 use super::bank::{Bank, BankError, Parking};
-use super::factor::{self, Components, Metric, SliceMoments};
+use super::factor::{self, Components, Leading, Metric, SliceMoments};
 use super::moments::Moments;
 use super::state::{Awake, DENSE};
 use super::statistic::Probe;
@@ -55,8 +55,8 @@ pub enum ElasticError {
 const DECOMPOSING_BYTES: u64 = 4 << 30;
 
 /// A slice's position, weight and moments, and what to do with them.
-type Input<T> =
-    (usize, Array, Metric, Option<SliceMoments>, fn(&Array, Metric, Option<&SliceMoments>) -> mlx::Result<T>);
+type Input<T> = (usize, Array, Metric, Option<SliceMoments>, Leading, Work<T>);
+type Work<T> = fn(&Array, Metric, Option<&SliceMoments>, Leading) -> mlx::Result<T>;
 
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, ElasticError>;
@@ -221,10 +221,19 @@ impl Elastic {
         let missing: Vec<usize> = changed.iter().filter(wanted).copied().collect();
         let mut made = Vec::with_capacity(missing.len());
         let dense = |i: usize| self.dense(i);
-        self.decompose(&missing, &dense, metric, how.moments, progress, factor::components, |i, components| {
-            made.push((i, Bank::new(&components, metric, &awake[i], how.parking)?));
-            Ok(())
-        })?;
+        self.decompose(
+            &missing,
+            &dense,
+            metric,
+            how.moments,
+            progress,
+            &|_| None,
+            factor::components,
+            |i, components| {
+                made.push((i, Bank::new(&components, metric, &awake[i], how.parking)?));
+                Ok(())
+            },
+        )?;
         for (i, bank) in made {
             self.running[i].bank = Some(Rc::new(bank));
         }
@@ -239,7 +248,8 @@ impl Elastic {
         metric: Metric,
         moments: Option<&Moments>,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
-        work: fn(&Array, Metric, Option<&SliceMoments>) -> mlx::Result<T>,
+        leading: &dyn Fn(usize) -> Leading,
+        work: Work<T>,
         mut take: impl FnMut(usize, T) -> Result<()>,
     ) -> Result<()> {
         let side = these.iter().map(|&i| u64::from(self.slices[i].max_rank)).max().unwrap_or(1);
@@ -250,9 +260,9 @@ impl Elastic {
                 return Err(ElasticError::Interrupted);
             }
             let moments = self.moments_of(i, metric, moments)?;
-            Ok((i, weight(i)?, metric, moments, work))
+            Ok((i, weight(i)?, metric, moments, leading(i), work))
         });
-        let one = |(i, w, metric, moments, work): Input<T>| (i, work(&w, metric, moments.as_ref()));
+        let one = |(i, w, metric, moments, leading, work): Input<T>| (i, work(&w, metric, moments.as_ref(), leading));
         workers::for_each(at_once, inputs, one, |(i, result)| {
             let slice = || self.slices[i].name.clone();
             take(i, result.map_err(|source| ElasticError::Factor { slice: slice(), source })?)
@@ -272,7 +282,7 @@ impl Elastic {
         self.positions[i]
     }
 
-    /// The components of `weight` of each of `these` slices in a metric, handed to `take` in the order they are
+    /// The components of `weight` of each of `these` slices in a metric, all or the `leading` ones, handed to `take` in the order they are
     /// ready. The moments must be those of that weight.
     ///
     /// # Errors
@@ -283,10 +293,11 @@ impl Elastic {
         weight: &dyn Fn(usize) -> Result<Array>,
         metric: Metric,
         moments: Option<&Moments>,
+        leading: &dyn Fn(usize) -> Leading,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
         take: impl FnMut(usize, Components) -> Result<()>,
     ) -> Result<()> {
-        self.decompose(these, weight, metric, moments, progress, factor::components, take)
+        self.decompose(these, weight, metric, moments, progress, leading, factor::components, take)
     }
 
     fn set(&mut self, i: usize, awake: &Awake) -> Result<()> {
@@ -339,7 +350,7 @@ impl Elastic {
     ) -> Result<Vec<Vec<f32>>> {
         let mut out = vec![Vec::new(); self.slices.len()];
         let all: Vec<usize> = (0..self.slices.len()).collect();
-        self.decompose(&all, weight, metric, moments, progress, factor::spectrum, |i, values| {
+        self.decompose(&all, weight, metric, moments, progress, &|_| None, spectrum, |i, values| {
             out[i] = values;
             Ok(())
         })?;
@@ -384,7 +395,7 @@ impl Elastic {
             let rank = ((share * f64::from(slice.max_rank)).round() as u32).clamp(1, slice.max_rank);
             let of = self.moments_of(i, Metric::Fisher, moments)?;
             let weight = self.model.dense_weight(self.positions[i])?;
-            let components = factor::components(&weight, Metric::Fisher, of.as_ref())
+            let components = factor::components(&weight, Metric::Fisher, of.as_ref(), None)
                 .map_err(|source| ElasticError::Factor { slice: slice.name.clone(), source })?;
             let bank = Bank::new(&components, Metric::Fisher, &Awake::First(rank), Parking::EightBit)?;
             let factors = bank.factors(&Awake::First(rank))?;
@@ -413,6 +424,11 @@ impl Elastic {
             }
         }
     }
+}
+
+/// [`factor::spectrum`], which is always exact.
+fn spectrum(w: &Array, metric: Metric, moments: Option<&SliceMoments>, _: Leading) -> mlx::Result<Vec<f32>> {
+    factor::spectrum(w, metric, moments)
 }
 
 fn describe(s: &crate::model::SliceMeta) -> Slice {

@@ -14,7 +14,7 @@
 //! Each is solved on the smaller side: with rows ≤ cols through W C Wᵀ = E[y yᵀ] and G, else through
 //! C and Wᵀ G W = E[(Wᵀg)(Wᵀg)ᵀ]; no matrix larger than min(rows, cols) is ever decomposed.
 
-use crate::mlx::{self, Array, Dtype, spectral};
+use crate::mlx::{self, Array, Dtype, randomized, spectral};
 use serde::{Deserialize, Serialize};
 
 /// Share of the mean eigenvalue added to input covariances before a root is taken.
@@ -131,13 +131,24 @@ pub fn spectrum(w: &Array, metric: Metric, moments: Option<&SliceMoments>) -> ml
     Ok(spectral::to_vec(&values)?.into_iter().map(|v| v.max(0.0).sqrt() as f32).collect())
 }
 
-/// The components of `w` [rows, cols] in a metric; their sum is `w`, up to rounding to float32.
+/// Only so many components, by a randomised range finder; `None`: all of them, exactly.
+pub type Leading = Option<(u32, randomized::Options)>;
+
+/// The components of `w` [rows, cols] in a metric; the sum of all is `w`, up to rounding to float32.
 ///
 /// # Errors
 /// When weights or moments are not finite, or a covariance is zero.
-pub fn components(w: &Array, metric: Metric, moments: Option<&SliceMoments>) -> mlx::Result<Components> {
+pub fn components(
+    w: &Array,
+    metric: Metric,
+    moments: Option<&SliceMoments>,
+    leading: Leading,
+) -> mlx::Result<Components> {
     let p = problem(w, metric, moments)?;
-    let (_, vectors) = spectral::eigh(&p.matrix)?;
+    let (_, vectors) = match leading {
+        None => spectral::eigh(&p.matrix)?,
+        Some((rank, options)) => randomized::eigh(&p.matrix, rank, &options)?,
+    };
     let across = mlx::Context::context(vectors.transpose(), "transposing eigenvectors")?;
     let (a, b) = match (p.wide, &p.roots) {
         // W = U Uᵀ W, or G^−½ U Uᵀ G^½ W.
@@ -209,7 +220,7 @@ mod tests {
         for (rows, cols) in [(6, 10), (10, 6), (7, 7)] {
             let (w, m, _, _) = calibrated(rows, cols);
             for metric in Metric::ALL {
-                let c = components(&w, metric, Some(&m)).unwrap();
+                let c = components(&w, metric, Some(&m), None).unwrap();
                 let back = spectral::to_vec(&truncated(&c, rows.min(cols))).unwrap();
                 for (x, y) in back.iter().zip(spectral::to_vec(&w).unwrap()) {
                     assert!((x - y).abs() < 2e-4, "{metric:?} {rows}x{cols}: {x} {y}");
@@ -225,7 +236,7 @@ mod tests {
             let (w, m, c, g) = calibrated(rows, cols);
             for metric in Metric::ALL {
                 let s = spectrum(&w, metric, Some(&m)).unwrap();
-                let d = w.subtract(truncated(&components(&w, metric, Some(&m)).unwrap(), 3)).unwrap();
+                let d = w.subtract(truncated(&components(&w, metric, Some(&m), None).unwrap(), 3)).unwrap();
                 let dt = d.transpose().unwrap();
                 let error = match metric {
                     Metric::Plain => trace(&spectral::matmul(&d, &dt).unwrap()),
