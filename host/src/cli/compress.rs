@@ -7,7 +7,7 @@ use super::run::set_options;
 use super::table;
 use super::{Global, base, locate, session, show, ui};
 use crate::compress::job::{Job, Stage};
-use crate::compress::manifest::{Manifest, Measured};
+use crate::compress::manifest::{Manifest, Measured, SliceRecord};
 use crate::compress::residual;
 use crate::compress::settings::{BaseRecord, Calibration, Chooser, Coarse, Mode, Refinement, Settings, Svd};
 use crate::compress::work::{self, Work};
@@ -32,6 +32,7 @@ use std::time::Instant;
 #[derive(clap::Args, Debug)]
 #[command(
     allow_negative_numbers = true,
+    args_override_self = true,
     after_help = "\
 Examples:
   plastic-host compress --out small                          the default model at 80 % of its parameters
@@ -489,7 +490,8 @@ impl Report<'_> {
 
 /// One line a kind of slice.
 fn kinds(m: &Manifest) -> comfy_table::Table {
-    let mut table = table::plain(&["slices", "number", "dense", "rank of the others", "kept"], &[1, 2, 3, 4]);
+    let headers = ["slices", "number", "dense", "rank of the others", "kept", "kept by layer"];
+    let mut table = table::plain(&headers, &[1, 2, 3, 4]);
     let kind = |name: &str| name.rsplit_once('.').map_or(name, |(_, k)| k).to_owned();
     let mut order: Vec<String> = Vec::new();
     for s in &m.stored {
@@ -523,9 +525,24 @@ fn kinds(m: &Manifest) -> comfy_table::Table {
             (all.len() - ranks.len()).to_string(),
             spread,
             format!("{:.1} %", 100.0 * kept as f64 / whole.max(1) as f64),
+            all.iter().map(|s| bar(m, s)).collect(),
         ]);
     }
     table
+}
+
+/// The share of a slice that is kept, as a bar one character wide; in mode residual that of the largest repair.
+fn bar(m: &Manifest, s: &SliceRecord) -> char {
+    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let rank = |s: &SliceRecord| if let Level::Rank(r) = s.planned { r } else { 0 };
+    let share = match (s.planned, s.coarse) {
+        (Level::Dense, _) => 1.0,
+        (Level::Rank(r), 0) => {
+            f64::from(r) * (f64::from(s.rows) + f64::from(s.cols)) / (f64::from(s.rows) * f64::from(s.cols))
+        }
+        (Level::Rank(r), _) => f64::from(r) / f64::from(m.stored.iter().map(rank).max().unwrap_or(1).max(1)),
+    };
+    BARS[((share * 8.0).ceil() as usize).min(8)]
 }
 
 fn chooser(args: &CompressArgs, config: &RunConfig, policies: &Policies, elastic: &Elastic) -> anyhow::Result<Chooser> {

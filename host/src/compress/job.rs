@@ -273,6 +273,7 @@ impl Job<'_> {
         };
         let mut learners: Vec<Learner> = found.into_iter().map(learner).collect();
         let mut tell = |step: u32, steps: u32, kl: f64| {
+            tracing::info!("refining: step {step} of {steps}, KL {kl:.4} nats per token");
             watch(Stage::Refine, step as usize, steps as usize, &format!("KL {kl:.3}"))
         };
         let state = self.work.dir().join("refine.safetensors");
