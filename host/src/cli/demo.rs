@@ -41,7 +41,6 @@ Examples:
   plastic-host demo --load spike --steps 16 --peak 12 --svg demo.svg
   plastic-host demo --load load.txt --pause 1            requests at each step from a file, slowly
   plastic-host demo --policy-opt step=0.1 --log out/plasticity.jsonl
-  plastic-host demo --policy guardrail --policy hysteresis   a pipeline: the second one smooths the first
   plastic-host demo --strategy stable --compress 0.9999 --delta 0.05 --log out/plasticity.jsonl
                                                          the controller of mlx-plastic-rank: it follows the loss, not the load
 
@@ -93,6 +92,9 @@ pub struct DemoArgs {
     /// Tokens of a request
     #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=4096))]
     request_tokens: u32,
+    /// Rounds in which the requests of a step come, one after the other; the round of median speed counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// Windows of 128 tokens the loss is measured on after each change
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
     windows: u32,
@@ -177,6 +179,9 @@ impl Chosen {
         let mut policies = Vec::with_capacity(choices.len());
         for c in &mut choices {
             c.file = locate::plugin(&c.file, Some(&loader))?;
+            // Wrong options are said before a model is loaded; what is measured of it is added later.
+            let mut trial = loader.policy(&c.file)?;
+            trial.configure(&session::options_for(trial.info(), &c.options)?)?;
             policies.push(loader.policy(&c.file)?);
         }
         Ok(Chosen { choices, policies })
@@ -298,7 +303,17 @@ fn play(args: &DemoArgs, interrupt: &Interrupt, begun: Instant, g: &Global) -> a
         None => policies.infos().iter().map(|i| i.name.as_str()).collect::<Vec<_>>().join(" → "),
     };
     let slices = elastic.slices().len();
-    let mut demo = Demo::new(Parts { elastic, policies, moments, run, load: load.clone(), prompts, check, strategy })?;
+    let mut demo = Demo::new(Parts {
+        elastic,
+        policies,
+        moments,
+        run,
+        load: load.clone(),
+        rounds: args.rounds,
+        prompts,
+        check,
+        strategy,
+    })?;
     let view = View::new(
         demo_view::About {
             base: base.id,

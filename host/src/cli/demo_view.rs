@@ -111,7 +111,7 @@ impl View {
                 a.idle_tokens_per_second,
                 a.target_tokens_per_second
             ),
-            _ => say!("no policy of the phase serve: it follows what it watches, such as the loss, and not the load"),
+            _ => say!("not every policy knows the phase serve: ranks follow what the policies watch, such as the loss"),
         }
         if self.live {
             say!("\n{}", header());
