@@ -116,7 +116,7 @@ mod tests {
             val_loss_after: None,
             strategy: "guardrail".into(),
         };
-        log.append(&[event.clone()]).unwrap();
+        log.append(std::slice::from_ref(&event)).unwrap();
         log.append(&[]).unwrap();
         log.append(&[Event { action: Did::Wake, ..event }]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
