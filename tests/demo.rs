@@ -19,21 +19,8 @@ fn ranks_follow_the_load_and_the_base_comes_back() {
     let dir = Scratch::new("demo");
     let (log, svg) = (dir.path("out/plasticity.jsonl"), dir.path("demo.svg"));
     // A peak this high is above any limit however fast the machine is at that moment.
-    let r = demo(&[
-        "--steps",
-        "6",
-        "--peak",
-        "16",
-        "--json",
-        "--windows",
-        "2",
-        "--request-tokens",
-        "24",
-        "--log",
-        &log,
-        "--svg",
-        &svg,
-    ]);
+    let args = ["--steps", "6", "--peak", "16", "--windows", "2", "--request-tokens", "24", "--json"];
+    let r = demo(&[&args[..], &FEW, &["--log", &log, "--svg", &svg]].concat());
     assert_eq!(r.code, Some(0), "{r:?}");
     let d = r.json();
     assert_eq!((d["ranks_fell"].as_bool(), d["ranks_rose"].as_bool()), (Some(true), Some(true)), "{d}");
