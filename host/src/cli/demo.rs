@@ -280,7 +280,7 @@ fn play(args: &DemoArgs, interrupt: &Interrupt, begun: Instant, g: &Global) -> a
             let (_, windows) = session::text_windows(&config.calibration, count, &config, &tokenizer, "calibration")?;
             let id = session::identity(&registry::checkpoint_hash(&base.dir)?, &[]);
             let cache = paths::cache_dir();
-            Some(session::calibrate(&model, &id, &windows, &config, cache.as_deref(), interrupt, g)?)
+            Some(session::calibrate(&model, &id, &session::pass(&config, &windows), cache.as_deref(), interrupt, g)?)
         }
     };
     let layers = session::choose(&model, &args.layers)?;
