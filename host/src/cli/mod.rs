@@ -16,6 +16,8 @@ mod base;
 mod bench;
 mod completions;
 mod compress;
+mod demo;
+mod demo_view;
 mod doctor;
 mod eval;
 mod export;
@@ -85,6 +87,8 @@ enum Verb {
     Replay(replay::ReplayArgs),
     /// Generate text
     Generate(Box<generate::GenerateArgs>),
+    /// Watch rank follow a load that rises and falls, on a real model
+    Demo(Box<demo::DemoArgs>),
     /// Measure perplexity on a text
     Eval(Box<eval::EvalArgs>),
     /// Compress a model into an elastic checkpoint, whose capacity can shrink and regrow
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Undo(a)) => undo::run(a, g),
         Some(Verb::Replay(a)) => replay::run(a, g),
         Some(Verb::Generate(a)) => generate::run(a, g),
+        Some(Verb::Demo(a)) => demo::run(a, g),
         Some(Verb::Eval(a)) => eval::run(a, g),
         Some(Verb::Compress(a)) => compress::run(a, g),
         Some(Verb::Model(a)) => model::run(a, g),

@@ -13,6 +13,7 @@ pub mod bank;
 pub mod compactness;
 pub mod config;
 pub mod counterfactual;
+pub mod demo;
 pub mod elastic;
 pub mod factor;
 pub mod factor_file;

@@ -22,8 +22,8 @@ use super::rundir::{RunDir, RunError};
 use super::state::DENSE;
 use super::statistic::{self, Computed, OFFERED, Statistic, spectra_of};
 use crate::mlx::{self, Array};
-use crate::model::{Error as ModelError, Tokenizer, hash};
-use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Task, Verdict};
+use crate::model::{Error as ModelError, Model, Tokenizer, hash};
+use crate::plugin::contract::{self, Decision, Observation, Outcome, Plan, Run, Series, Task, Verdict};
 use crate::plugin::{Evaluator, Fault, Policy};
 use sha2::{Digest, Sha256};
 use std::time::{Instant, SystemTime};
@@ -676,15 +676,7 @@ impl Runner {
 
     /// What the policies are told.
     fn observe(&self, needs: &[String]) -> Observation {
-        let (series, values) = statistic::series(needs, &self.statistics);
-        let mut asleep = Vec::new();
-        let subjects = self.parts.elastic.subjects();
-        if subjects.iter().any(|s| matches!(s.awake, super::state::Awake::These(_))) {
-            for s in &series {
-                let awake = subjects[s.slice as usize].awake.components(s.len);
-                asleep.extend((0..s.len).map(|c| u8::from(awake.binary_search(&c).is_err())));
-            }
-        }
+        let (series, values, asleep) = laid_out(&self.parts.elastic, needs, &self.statistics);
         Observation {
             step: self.next,
             awake: self.parts.elastic.parameters(),
@@ -738,17 +730,7 @@ impl Runner {
 
     /// SHA-256 of the logits of a probe: the first tokens of the evaluation text.
     fn probe(&self) -> Result<String> {
-        const TOKENS: usize = 64;
-        let ids: Vec<i32> = self.parts.windows.iter().flatten().take(TOKENS).map(|t| *t as i32).collect();
-        let model = self.parts.elastic.model();
-        let tokens = Array::from_slice(&ids, &[1, ids.len() as i32]);
-        let logits = model.logits(&model.hidden(&tokens, None)?)?;
-        mlx::eval([&logits]).map_err(ModelError::from)?;
-        let mut sha = Sha256::new();
-        for v in mlx::spectral::to_vec(&logits).map_err(ModelError::from)? {
-            sha.update((v as f32).to_le_bytes());
-        }
-        Ok(hash::hex(&sha.finalize()))
+        Ok(probe(self.parts.elastic.model(), &self.parts.windows)?)
     }
 
     /// Probes the base before anything sleeps.
@@ -785,6 +767,34 @@ impl Runner {
         self.journal.append(Event::Wake(record.clone()))?;
         Ok(record)
     }
+}
+
+/// Statistics as an observation carries them: where each lies, the values, and which components sleep.
+pub(super) fn laid_out(elastic: &Elastic, needs: &[String], statistics: &Computed) -> (Vec<Series>, Vec<f32>, Vec<u8>) {
+    let (series, values) = statistic::series(needs, statistics);
+    let mut asleep = Vec::new();
+    let subjects = elastic.subjects();
+    if subjects.iter().any(|s| matches!(s.awake, super::state::Awake::These(_))) {
+        for s in &series {
+            let awake = subjects[s.slice as usize].awake.components(s.len);
+            asleep.extend((0..s.len).map(|c| u8::from(awake.binary_search(&c).is_err())));
+        }
+    }
+    (series, values, asleep)
+}
+
+/// SHA-256 of the logits of a probe, bit for bit: the first tokens of some windows.
+pub(super) fn probe(model: &Model, windows: &[Vec<u32>]) -> std::result::Result<String, ModelError> {
+    const TOKENS: usize = 64;
+    let ids: Vec<i32> = windows.iter().flatten().take(TOKENS).map(|t| *t as i32).collect();
+    let tokens = Array::from_slice(&ids, &[1, ids.len() as i32]);
+    let logits = model.logits(&model.hidden(&tokens, None)?)?;
+    mlx::eval([&logits])?;
+    let mut sha = Sha256::new();
+    for v in mlx::spectral::to_vec(&logits)? {
+        sha.update((v as f32).to_le_bytes());
+    }
+    Ok(hash::hex(&sha.finalize()))
 }
 
 /// The step at which each slice last changed on the way to the current state; 0 where it never did.
