@@ -3,6 +3,7 @@
 //! Only headers, energies and `elastic.json` are read. Bytes in memory are what a model takes when it is loaded as
 //! recorded: components and vectors widened to float32, other weights as they are stored.
 
+use super::budget::Rungs;
 use super::error::Result;
 use super::manifest::{Manifest, SPECTRA};
 use crate::model::Level;
@@ -89,7 +90,7 @@ const STEP: f64 = 0.05;
 pub fn inspect(dir: &Path, manifest: &Manifest) -> Result<Inspection> {
     let rungs = manifest.rungs(dir)?;
     let current = manifest.current();
-    let half = |levels: &[Level]| 0.5 * rungs.iter().zip(levels).map(|(r, l)| r.lost(*l)).sum::<f64>();
+    let half = |levels: &[Level]| half_lost(&rungs, levels);
     let steps = (1..).map(|i| STEP * f64::from(i)).take_while(|b| b + 1e-9 < manifest.share);
     let least = rungs.iter().map(|r| r.fixed + if r.fixed == 0 { r.component } else { 0 }).sum::<u64>();
     let least = least as f64 / manifest.parameters().max(1) as f64;
@@ -111,6 +112,11 @@ pub fn inspect(dir: &Path, manifest: &Manifest) -> Result<Inspection> {
         loss: if manifest.runs_base { 0.0 } else { half(&current) },
         base_problem: manifest.check_base().err().map(|e| e.to_string()),
     })
+}
+
+/// Half the energy that sleeps at these levels: in the fisher metric the predicted rise of the loss, nats per token.
+pub fn half_lost(rungs: &[Rungs], levels: &[Level]) -> f64 {
+    0.5 * rungs.iter().zip(levels).map(|(r, l)| r.lost(*l)).sum::<f64>()
 }
 
 /// Slices by kind, in the order in which a layer computes.
