@@ -158,7 +158,9 @@ pub fn run(chat: &Chat, mut subject: Subject, g: &Global) -> anyhow::Result<Exit
                     }
                     Err(e) => {
                         talk.pop();
-                        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+                        if e.downcast_ref::<std::io::Error>()
+                            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+                        {
                             return Ok(ExitCode::SUCCESS);
                         }
                         note!("error: {e:#}; that was not said (/reset forgets the conversation)");
@@ -195,13 +197,18 @@ fn budget(wanted: Option<&str>, c: &mut Option<Capacity>, s: &mut Subject, g: &G
         }
         bail!("{} is no elastic checkpoint; make one with `plastic-host compress`", s.origin.base);
     };
-    let mut milliseconds = None;
+    let (mut milliseconds, mut grew) = (None, 0);
     if let Some(text) = wanted {
         let share = super::awake::share(text).map_err(|e| anyhow::anyhow!("/budget {text}: {e}"))?;
-        let levels = c.manifest.named(&c.manifest.levels_of(&c.rungs, share)?);
-        let begun = Instant::now();
+        let mut levels = c.manifest.named(&c.manifest.levels_of(&c.rungs, share)?);
+        // What has no components is as it is at every budget.
+        let able = s.model.levels();
+        levels.retain(|name, _| able.contains_key(name));
+        mlx::memory::reset_peak();
+        let (before, begun) = (mlx::memory::mlx().0, Instant::now());
         s.model.set_levels(&levels)?;
         milliseconds = Some(begun.elapsed().as_secs_f64() * 1e3);
+        grew = mlx::memory::mlx().1.saturating_sub(before);
         c.budget = share;
         // A DoRA pack is normed by the weight that it is put on.
         if !s.packs.is_empty() {
@@ -218,7 +225,7 @@ fn budget(wanted: Option<&str>, c: &mut Option<Capacity>, s: &mut Subject, g: &G
             "{}",
             serde_json::json!({
                 "awake_budget": c.budget, "parameters_awake": awake, "parameters": all,
-                "milliseconds": milliseconds, "mlx_active_bytes": active,
+                "milliseconds": milliseconds, "mlx_active_bytes": active, "mlx_grew_bytes": grew,
             })
         );
         return Ok(());

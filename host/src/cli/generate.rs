@@ -137,7 +137,8 @@ pub fn run(args: &GenerateArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if let Err(e) = options.sampling.check() {
         return Ok(usage(&format!("--{e}")));
     }
-    let at_terminal = args.prompt.is_none() && args.prompt_file.is_none() && !args.raw && std::io::stdin().is_terminal();
+    let at_terminal =
+        args.prompt.is_none() && args.prompt_file.is_none() && !args.raw && std::io::stdin().is_terminal();
     if args.interactive || at_terminal {
         let interrupt = Interrupt::listen()?;
         mlx::device::init()?;

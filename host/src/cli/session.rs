@@ -1,12 +1,12 @@
 //! Puts a run together from its options, drives it, and shows it.
 
-use super::{awake, base};
 use super::interrupt::Interrupt;
 use super::locate::Purpose;
 use super::packs::using;
 use super::show::Screen;
 use super::watched::Watched;
 use super::{Global, locate, ui};
+use super::{awake, base};
 use crate::eval::data::{self, Dataset};
 use crate::mlx;
 use crate::model::registry::{self, Base};

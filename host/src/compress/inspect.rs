@@ -92,13 +92,14 @@ pub fn inspect(dir: &Path, manifest: &Manifest) -> Result<Inspection> {
     let current = manifest.current();
     let half = |levels: &[Level]| half_lost(&rungs, levels);
     let steps = (1..).map(|i| STEP * f64::from(i)).take_while(|b| b + 1e-9 < manifest.share);
-    let least = rungs.iter().map(|r| r.fixed + if r.fixed == 0 { r.component } else { 0 }).sum::<u64>();
-    let least = least as f64 / manifest.parameters().max(1) as f64;
-    let budgets = std::iter::once(least).chain(steps.filter(|b| *b > least)).chain([manifest.share]);
+    let all = manifest.parameters().max(1) as f64;
+    // Rounded up, so that the least fits.
+    let least = (rungs.iter().map(Rungs::least).sum::<u64>() as f64 / all * 1e3).ceil() / 1e3;
+    let first = (least < manifest.share).then_some(least);
+    let budgets = first.into_iter().chain(steps.filter(|b| *b > least)).chain([manifest.share]);
     let mut curve = Vec::new();
     for budget in budgets {
-        // The least itself may fall to the rounding of a share.
-        let Ok(levels) = manifest.levels_of(&rungs, budget) else { continue };
+        let levels = manifest.levels_of(&rungs, budget)?;
         curve.push(Point { budget, parameters: manifest.awake_parameters(&levels), loss: half(&levels) });
     }
     Ok(Inspection {

@@ -144,9 +144,10 @@ impl Manifest {
         });
         let share = self.share.is_finite() && self.awake_budget.is_finite();
         match bad {
-            Some(s) => {
-                Err(Error::file(path, format!("has numbers of {} that contradict each other; compress the base again", s.name)))
-            }
+            Some(s) => Err(Error::file(
+                path,
+                format!("has numbers of {} that contradict each other; compress the base again", s.name),
+            )),
             None if !share => Err(Error::file(path, "has shares that are no numbers; compress the base again")),
             None => Ok(()),
         }
@@ -225,7 +226,7 @@ impl Manifest {
         if share >= self.share {
             return Ok(self.planned());
         }
-        let least: u64 = rungs.iter().map(|r| r.fixed + if r.fixed == 0 { r.component } else { 0 }).sum();
+        let least: u64 = rungs.iter().map(Rungs::least).sum();
         let budget = (share * self.parameters() as f64).floor() as u64;
         budget::levels(rungs, budget).ok_or_else(|| {
             Error::Usage(format!(

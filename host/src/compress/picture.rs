@@ -85,11 +85,8 @@ pub fn svg(name: &str, i: &Inspection) -> String {
 }
 
 fn dot(out: &mut String, x: f64, y: f64, fill: &str, tip: &str) {
-    let _ = writeln!(
-        out,
-        r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{fill}"><title>{}</title></circle>"#,
-        plain(tip)
-    );
+    let _ =
+        writeln!(out, r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{fill}"><title>{}</title></circle>"#, plain(tip));
 }
 
 fn tip(p: &Point, unit: &str) -> String {

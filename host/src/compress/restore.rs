@@ -70,7 +70,9 @@ fn compare(dir: &Path, found: &str, manifest: &Manifest) -> Result<()> {
         true => Ok(()),
         false => Err(Error::file(
             dir,
-            format!("what comes out is not the base (SHA-256 {found}, compressed was {expected}); compress the base again"),
+            format!(
+                "what comes out is not the base (SHA-256 {found}, compressed was {expected}); compress the base again"
+            ),
         )),
     }
 }

@@ -117,10 +117,7 @@ pub fn check_files(dir: &Path, files: &BTreeMap<String, Part>) -> Result<()> {
     for (name, part) in files {
         let file = dir.join(name);
         if Path::new(name).file_name().is_none_or(|n| n != name.as_str()) {
-            return Err(Error::file(
-                &dir.join(MANIFEST),
-                format!("names {name:?}, which is no file name; {again}"),
-            ));
+            return Err(Error::file(&dir.join(MANIFEST), format!("names {name:?}, which is no file name; {again}")));
         }
         match file.metadata().map(|f| f.len()) {
             Err(_) => return Err(Error::file(&file, format!("is missing; {again}, or copy the directory whole"))),
@@ -176,15 +173,15 @@ impl Origin {
     pub fn check(&self) -> Result<()> {
         // A base that is itself elastic could name this one, and so on for ever.
         if self.dir.join(MANIFEST).exists() {
-            return Err(Error::file(&self.dir, "is the base of an elastic checkpoint, and became one itself; put it back"));
+            return Err(Error::file(
+                &self.dir,
+                "is the base of an elastic checkpoint, and became one itself; put it back",
+            ));
         }
         let found = layout::checkpoint_hash(&self.dir).map_err(|e| {
             Error::file(
                 &self.dir,
-                format!(
-                    "the base cannot be read ({e}); put {} back there, or compress with --self-contained",
-                    self.id
-                ),
+                format!("the base cannot be read ({e}); put {} back there, or compress with --self-contained", self.id),
             )
         })?;
         match found == self.sha256 {

@@ -150,7 +150,9 @@ fn summary(args: &InspectArgs, m: &Manifest, facts: &Inspection) {
     let base = &m.settings.base;
     match (&facts.base_problem, m.settings.self_contained) {
         (None, _) => say!("base        {} in {}, as it was compressed", base.id, base.dir.display()),
-        (Some(_), true) => say!("base        {}, parked here in full (not in {} any more)", base.id, base.dir.display()),
+        (Some(_), true) => {
+            say!("base        {}, parked here in full (not in {} any more)", base.id, base.dir.display())
+        }
         (Some(problem), false) => say!("base        {}: {problem}", base.id),
     }
     if args.verify {

@@ -174,7 +174,10 @@ fn wake(args: &WakeArgs, g: &Global) -> anyhow::Result<ExitCode> {
         Some(out) => {
             crate::pack::fuse::free(out, &base.dir, args.force)?;
             if out.canonicalize().is_ok_and(|o| args.dir.canonicalize().is_ok_and(|d| d == o)) {
-                bail!("{}: is the elastic checkpoint itself; name another directory, or leave --out out", out.display());
+                bail!(
+                    "{}: is the elastic checkpoint itself; name another directory, or leave --out out",
+                    out.display()
+                );
             }
             let lock = Lock::try_of_directory(out)?;
             let _lock = lock.with_context(|| {
