@@ -430,7 +430,7 @@ fn a_conversation_changes_what_is_awake_between_turns() {
     // The text of answers alone goes to standard output.
     let r = talk(&b, "small", "w1 w2 w3\n/budget\n", &[]);
     assert_eq!(r.out.lines().count(), 1, "{}", r.out);
-    assert!(r.err.contains("awake budget 0.7"), "{}", r.err);
+    assert!(r.err.contains("awake budget 0.69"), "{}", r.err);
 }
 
 #[test]

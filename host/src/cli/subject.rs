@@ -91,7 +91,7 @@ impl SubjectArgs {
 }
 
 fn of_run(run: &Path, g: &Global) -> anyhow::Result<Subject> {
-    let mut model = rundir::open_state(run, |dir, options| Model::load(dir, options))?.into_model();
+    let mut model = rundir::open_state(run, Model::load)?.into_model();
     let events = Journal::read(&run.join("journal.jsonl"))?;
     let record = events.run().context("the journal has no run")?;
     let step = events.current().map_or(0, |s| s.step);
