@@ -14,6 +14,7 @@ use plastic_host::model::{Level, LoadOptions, Model, layout};
 use plastic_host::pack::probe;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,8 +27,11 @@ fn text(words: usize, seed: u64) -> String {
 }
 
 /// A tiny base and an elastic checkpoint of it, `small`, of seven tenths.
-fn bench(tiny: &str, more: &[&str]) -> Bench {
+fn bench(tiny: &str, sharded: bool, more: &[&str]) -> Bench {
     let b = Bench::new(tiny);
+    if sharded {
+        support::shard(&b.base());
+    }
     let template = "{% for m in messages %}{{ m.content }} {% endfor %}";
     std::fs::write(b.base().join("chat_template.jinja"), template).unwrap();
     std::fs::write(b.path("learn.txt"), text(1200, 1)).unwrap();
@@ -87,7 +91,7 @@ fn documents(r: &Ran) -> Vec<Value> {
 #[test]
 fn levels_decide_the_outputs_to_the_bit_whatever_was_awake_before() {
     for tiny in ["llama", "qwen3_q4g64"] {
-        let b = bench(tiny, &[]);
+        let b = bench(tiny, false, &[]);
         let dir = small(&b);
         let m = Manifest::open(&dir).unwrap();
         let rungs = m.rungs(&dir).unwrap();
@@ -129,7 +133,7 @@ fn levels_decide_the_outputs_to_the_bit_whatever_was_awake_before() {
 
 #[test]
 fn set_wakes_less_and_more_and_inspect_says_what() {
-    let b = bench("llama", &["--floor", "0.1"]);
+    let b = bench("llama", false, &["--floor", "0.1"]);
     let dir = small(&b);
     let files = || ["model.safetensors", "spectra.safetensors"].map(|f| std::fs::read(dir.join(f)).unwrap());
     let (first, written) = (loaded(&dir), files());
@@ -141,15 +145,7 @@ fn set_wakes_less_and_more_and_inspect_says_what() {
         let asked: f64 = share.parse().unwrap();
         assert!(got <= asked + 1e-9 && got > asked - 0.05, "{set}");
         losses.push(set["loss"].as_f64().unwrap());
-        // What inspect counts is what a model takes.
-        let model = Model::load(&dir, &LoadOptions::default()).unwrap();
-        let r = model.resident();
-        let doc = b.run(&["elastic", "inspect", "small", "--json"]).done().json();
-        assert_eq!(doc["bytes"]["memory"].as_u64().unwrap(), r.packed + r.factors + r.other, "{share}");
-        let disk = doc["bytes"]["disk_awake"].as_u64().unwrap() + doc["bytes"]["disk_parked"].as_u64().unwrap();
-        let total = doc["disk"].as_u64().unwrap();
-        // All but headers.
-        assert!(disk <= total && disk + 32_768 > total, "{doc}");
+        let doc = counts_what_a_model_takes(&b);
         assert_eq!(doc["loss"], set["loss"]);
         assert_eq!(doc["awake_budget"], asked);
     }
@@ -179,7 +175,7 @@ fn set_wakes_less_and_more_and_inspect_says_what() {
 
 #[test]
 fn the_base_wakes_bit_for_bit_from_its_directory() {
-    let b = bench("qwen3_q4g64", &[]);
+    let b = bench("qwen3_q4g64", false, &[]);
     let (dir, base) = (small(&b), loaded(&b.base()));
     let of_base = layout::checkpoint_hash(&b.base()).unwrap();
     let elastic = loaded(&dir);
@@ -210,7 +206,7 @@ fn the_base_wakes_bit_for_bit_from_its_directory() {
 
 #[test]
 fn a_base_that_changed_or_is_gone_cannot_be_woken() {
-    let b = bench("llama", &[]);
+    let b = bench("llama", false, &[]);
     let dir = small(&b);
     let before = std::fs::read(dir.join("elastic.json")).unwrap();
     let weights = b.base().join("model.safetensors");
@@ -241,17 +237,29 @@ fn a_base_that_changed_or_is_gone_cannot_be_woken() {
 
 #[test]
 fn a_self_contained_checkpoint_needs_no_base() {
-    for tiny in ["llama", "qwen3_q4g64", "llama_tied_bias"] {
-        let b = bench(tiny, &["--self-contained"]);
+    let residual: &[&str] = &["--mode", "residual", "--bits", "3", "--group-size", "32"];
+    let cases: [(&str, bool, &[&str]); 5] = [
+        ("llama", false, &[]),
+        ("qwen3_q4g64", true, &[]),
+        ("llama_tied_bias", false, &[]),
+        ("llama", true, residual),
+        ("qwen3_q4g64", false, residual),
+    ];
+    for (tiny, sharded, more) in cases {
+        let b = bench(tiny, sharded, &[&["--self-contained"], more].concat());
         let (dir, base) = (small(&b), loaded(&b.base()));
         let of_base = layout::checkpoint_hash(&b.base()).unwrap();
-        let original = ["config.json", "model.safetensors"].map(|f| std::fs::read(b.base().join(f)).unwrap());
+        let original = weights(&b.base());
+        assert_eq!(original.len(), if sharded { 4 } else { 2 });
+        assert_ne!(loaded(&dir), base);
+        counts_what_a_model_takes(&b);
         std::fs::remove_dir_all(b.base()).unwrap();
         b.run(&["elastic", "wake", "small", "--all"]).done();
-        assert_eq!(loaded(&dir), base, "{tiny}");
+        assert_eq!(loaded(&dir), base, "{tiny} {more:?}");
         assert_eq!(layout::checkpoint_hash(&dir).unwrap(), of_base);
+        b.run(&["model", "inspect", "small"]).done();
         b.run(&["elastic", "wake", "small", "--all", "--out", "base"]).done();
-        assert_eq!(["config.json", "model.safetensors"].map(|f| std::fs::read(b.base().join(f)).unwrap()), original);
+        assert_eq!(weights(&b.base()), original);
         assert_eq!(loaded(&b.base()), base);
         b.run(&["elastic", "inspect", "small", "--verify"]).done();
         // A byte of what is parked.
@@ -272,9 +280,29 @@ fn a_self_contained_checkpoint_needs_no_base() {
     }
 }
 
+/// The configuration, the weight files and their index, by name.
+fn weights(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let name = |e: std::fs::DirEntry| e.file_name().into_string().unwrap();
+    let all = std::fs::read_dir(dir).unwrap().map(|e| name(e.unwrap()));
+    let ours = all.filter(|n| n == "config.json" || n.starts_with("model"));
+    ours.map(|n| (n.clone(), std::fs::read(dir.join(n)).unwrap())).collect()
+}
+
+/// What inspect counts is what a model takes.
+fn counts_what_a_model_takes(b: &Bench) -> Value {
+    let r = Model::load(&small(b), &LoadOptions::default()).unwrap().resident();
+    let doc = b.run(&["elastic", "inspect", "small", "--json"]).done().json();
+    assert_eq!(doc["bytes"]["memory"].as_u64().unwrap(), r.packed + r.factors + r.other, "{doc}");
+    let disk = doc["bytes"]["disk_awake"].as_u64().unwrap() + doc["bytes"]["disk_parked"].as_u64().unwrap();
+    let total = doc["disk"].as_u64().unwrap();
+    // All but headers.
+    assert!(disk <= total && disk + 32_768 > total, "{doc}");
+    doc
+}
+
 #[test]
 fn the_awake_budget_of_a_command_stands_above_the_record() {
-    let b = bench("llama", &[]);
+    let b = bench("llama", false, &[]);
     let base = ["--base", "small"];
     let at = |share: &str| loss(eval(&b, &[&base[..], &["--awake-budget", share]].concat()));
     let recorded = loss(eval(&b, &base));
@@ -310,7 +338,7 @@ fn the_awake_budget_of_a_command_stands_above_the_record() {
 
 #[test]
 fn a_run_goes_on_with_what_was_awake_when_it_began() {
-    let b = bench("llama", &[]);
+    let b = bench("llama", false, &[]);
     let policy = root().join("plugins/energy.wasm").display().to_string();
     let mut args = vec!["run", "--policy", &policy, "--base", "small", "--awake-budget", "0.5", "--out", "r"];
     args.extend(["--data", "judge.txt", "--calibration", "learn.txt", "--window", "32", "--steps", "1"]);
@@ -344,7 +372,7 @@ fn a_run_goes_on_with_what_was_awake_when_it_began() {
 
 #[test]
 fn states_of_one_directory_have_names_of_their_own() {
-    let b = bench("llama", &[]);
+    let b = bench("llama", false, &[]);
     let dir = small(&b);
     let mut hashes = Vec::new();
     for share in ["0.7", "0.5", "0.3"] {
@@ -362,7 +390,7 @@ fn states_of_one_directory_have_names_of_their_own() {
 
 #[test]
 fn packs_of_the_base_go_onto_its_elastic_checkpoints() {
-    let b = bench("llama", &[]);
+    let b = bench("llama", false, &[]);
     b.pack("p", &PLAIN);
     let with = |more: &[&str]| loss(eval(&b, &[&["--base", "small"], more].concat()));
     let plain = with(&[]);
@@ -388,7 +416,7 @@ fn packs_of_the_base_go_onto_its_elastic_checkpoints() {
 
 #[test]
 fn a_conversation_changes_what_is_awake_between_turns() {
-    let b = bench("llama", &["--floor", "0.1"]);
+    let b = bench("llama", false, &["--floor", "0.1"]);
     let lines =
         "w1 w2 w3\n/reset\n/budget 0.3\nw1 w2 w3\n/reset\n/budget 1\nw1 w2 w3\n/budget 0.0001\n/budget x\n/budget\n";
     let r = talk(&b, "small", lines, &["--json"]);
@@ -434,8 +462,30 @@ fn a_conversation_changes_what_is_awake_between_turns() {
 }
 
 #[test]
+#[cfg(unix)]
+fn ctrl_c_ends_a_conversation_that_waits() {
+    let b = bench("llama", false, &[]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plastic-host"))
+        .current_dir(b.dir.path())
+        .args(["generate", "--base", "small", "--interactive", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = child.stdin.take().unwrap();
+    said.write_all(b"/budget 0.5\n").unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+    assert!(line.contains("parameters_awake"), "{line}");
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(said);
+}
+
+#[test]
 fn what_has_no_capacity_to_change_says_so() {
-    let b = bench("llama", &[]);
+    let b = bench("llama", false, &[]);
     assert!(talk(&b, "base", "/budget 0.5\n", &[]).err.contains("is no elastic checkpoint"));
     b.run(&["elastic", "wake", "small", "--all"]).done();
     assert!(talk(&b, "small", "/budget 0.5\n", &[]).err.contains("runs its base"));
@@ -452,7 +502,7 @@ fn what_has_no_capacity_to_change_says_so() {
 
 #[test]
 fn damaged_directories_are_named() {
-    let b = bench("llama", &["--self-contained"]);
+    let b = bench("llama", false, &["--self-contained"]);
     let dir = small(&b);
     let good = std::fs::read_to_string(dir.join("elastic.json")).unwrap();
     let verbs: [&[&str]; 3] = [
