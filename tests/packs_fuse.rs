@@ -94,27 +94,8 @@ fn eight_bits_are_written_module_by_module() {
 
 #[test]
 fn a_sharded_base_gives_a_sharded_model() {
-    use plastic_host::model::tensor_file::{Source, Tensor, dtype, write};
     let b = Bench::new("qwen3_q8g32");
-    // The one file becomes two, with an index.
-    let whole = b.base().join("model.safetensors");
-    let header = plastic_host::model::safetensors::read_header(&whole).unwrap();
-    let bytes = std::fs::read(&whole).unwrap();
-    let begin = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap());
-    let (mut shards, mut map) = ([Vec::new(), Vec::new()], serde_json::Map::new());
-    for (i, (name, info)) in header.iter().enumerate() {
-        let source = Source::Bytes(bytes[(begin + info.begin) as usize..(begin + info.end) as usize].to_vec());
-        let tensor =
-            Tensor { name: name.clone(), dtype: dtype(&info.dtype).unwrap(), shape: info.shape.clone(), source };
-        shards[i % 2].push(tensor);
-        map.insert(name.clone(), format!("model-0000{}-of-00002.safetensors", i % 2 + 1).into());
-    }
-    for (i, shard) in shards.iter().enumerate() {
-        write(&b.base().join(format!("model-0000{}-of-00002.safetensors", i + 1)), &[], shard).unwrap();
-    }
-    std::fs::remove_file(&whole).unwrap();
-    let index = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
-    std::fs::write(b.base().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    support::shard(&b.base());
     b.pack("p", &PLAIN);
     let doc = apply(&b, &["--fuse", "fused", "--fuse-bits", "dense"]).done().json();
     // Checked on loading: the index names what lies where, and nothing else is there.

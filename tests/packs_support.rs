@@ -107,6 +107,29 @@ fn tokenizer(dir: &Path) {
     std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
+/// Makes two files, with an index, of the one with the weights.
+pub fn shard(dir: &Path) {
+    use plastic_host::model::tensor_file::{Source, Tensor, dtype, write};
+    let whole = dir.join("model.safetensors");
+    let header = plastic_host::model::safetensors::read_header(&whole).unwrap();
+    let bytes = std::fs::read(&whole).unwrap();
+    let begin = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let (mut shards, mut map) = ([Vec::new(), Vec::new()], serde_json::Map::new());
+    for (i, (name, info)) in header.iter().enumerate() {
+        let source = Source::Bytes(bytes[(begin + info.begin) as usize..(begin + info.end) as usize].to_vec());
+        let tensor =
+            Tensor { name: name.clone(), dtype: dtype(&info.dtype).unwrap(), shape: info.shape.clone(), source };
+        shards[i % 2].push(tensor);
+        map.insert(name.clone(), format!("model-0000{}-of-00002.safetensors", i % 2 + 1).into());
+    }
+    for (i, shard) in shards.iter().enumerate() {
+        write(&dir.join(format!("model-0000{}-of-00002.safetensors", i + 1)), &[], shard).unwrap();
+    }
+    std::fs::remove_file(&whole).unwrap();
+    let index = json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+    std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
 /// How a random pack looks.
 #[derive(Clone, Copy)]
 pub struct Spec {

@@ -284,6 +284,13 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     mlx::device::init()?;
     let base = base::open(&args.base, g)?;
     let dir = session::absolute(base.dir.clone())?;
+    if let Some(r) = crate::model::awake::recorded(&dir)? {
+        bail!(
+            "{}: is an elastic checkpoint already; compress the base it was made from: --base {}",
+            dir.display(),
+            r.origin.dir.display()
+        );
+    }
     crate::pack::fuse::free(&args.out, &dir, args.force)?;
     if args.resume && args.out.join(crate::model::ladder::MANIFEST).is_file() && !work::place(&args.out).is_dir() {
         bail!("{}: is finished already; nothing to resume", args.out.display());

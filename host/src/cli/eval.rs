@@ -102,7 +102,7 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let thinned = dataset.thin(args.windows, args.window);
     let interrupt = Interrupt::listen()?;
     mlx::device::init()?;
-    let Subject { model, tokenizer, origin } = args.subject.open(g)?;
+    let Subject { model, tokenizer, origin, .. } = args.subject.open(g)?;
     if let Some(limit) = model.config().max_position_embeddings.filter(|limit| args.window > *limit) {
         bail!(
             "--window {}: this model has {limit} positions (max_position_embeddings); use shorter windows",

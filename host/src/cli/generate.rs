@@ -1,6 +1,7 @@
-//! `plastic-host generate`: text from a prompt, shown as it comes.
+//! `plastic-host generate`: text from a prompt, shown as it comes; or a conversation ([`super::chat`]).
 
 use super::Global;
+use super::chat::{self, Chat};
 use super::interrupt::Interrupt;
 use super::subject::{Origin, SubjectArgs};
 use crate::mlx;
@@ -24,17 +25,22 @@ Examples:
   plastic-host generate --raw --prompt 'The capital of France is' --max-tokens 20
   plastic-host generate --state runs/small --prompt-file question.txt --temperature 0.7 --top-p 0.9 --seed 1
   plastic-host generate --pack shakespeare --prompt 'Shall I compare thee'
+  plastic-host generate                                     a conversation, at a terminal
+  plastic-host generate --base small --awake-budget 0.5     with half of an elastic checkpoint awake; /budget changes it
   git log -3 | plastic-host generate --system 'Summarise in one sentence.' --json"
 )]
 pub struct GenerateArgs {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// The prompt; without it and --prompt-file, standard input where that is no terminal
+    /// The prompt; without it and --prompt-file, standard input, or a conversation where that is a terminal
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
     /// The prompt from a file, `-` for standard input; one line end at its end is left out
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    /// A conversation, each line of standard input a turn, even where that is no terminal
+    #[arg(long, conflicts_with_all = ["prompt", "prompt_file", "raw"])]
+    interactive: bool,
     /// System message for the chat template
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
@@ -131,6 +137,15 @@ pub fn run(args: &GenerateArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if let Err(e) = options.sampling.check() {
         return Ok(usage(&format!("--{e}")));
     }
+    let at_terminal =
+        args.prompt.is_none() && args.prompt_file.is_none() && !args.raw && std::io::stdin().is_terminal();
+    if args.interactive || at_terminal {
+        let interrupt = Interrupt::listen()?;
+        mlx::device::init()?;
+        let subject = args.subject.open_with(true, g)?;
+        let chat = Chat { system: args.system.as_deref(), options: &options, interrupt: &interrupt };
+        return chat::run(&chat, subject, g);
+    }
     let Some(text) = args.text()? else {
         return Ok(usage(
             "no prompt: give --prompt TEXT, --prompt-file FILE, or pipe a text in\n\n  plastic-host generate --prompt 'Why is the sky blue?'",
@@ -182,7 +197,8 @@ fn usage(error: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn speed(made: &Generation) -> String {
+/// What an answer cost, in a sentence.
+pub(super) fn speed(made: &Generation) -> String {
     let end = match made.finish {
         Finish::Eos => "the model ended it",
         Finish::Stop => "ended by a stop text",

@@ -24,6 +24,11 @@ impl Interrupt {
         Ok(Interrupt(flag))
     }
 
+    /// Forgets a stop that was asked for: what it was meant for has ended.
+    pub fn forget(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     /// Whether a stop was asked for.
     pub fn raised(&self) -> bool {
         self.0.load(Ordering::Relaxed)

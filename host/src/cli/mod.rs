@@ -12,13 +12,16 @@ macro_rules! note {
 }
 
 mod again;
+mod awake;
 mod base;
 mod bench;
+mod chat;
 mod completions;
 mod compress;
 mod demo;
 mod demo_view;
 mod doctor;
+mod elastic;
 mod eval;
 mod export;
 mod fetching;
@@ -93,6 +96,8 @@ enum Verb {
     Eval(Box<eval::EvalArgs>),
     /// Compress a model into an elastic checkpoint, whose capacity can shrink and regrow
     Compress(Box<compress::CompressArgs>),
+    /// Inspect an elastic checkpoint, set how much of it is awake, wake its base
+    Elastic(elastic::ElasticArgs),
     /// Fetch, import, inspect and list models
     Model(model::ModelArgs),
     /// Train, inspect, apply, evaluate and exchange skill packs
@@ -128,6 +133,7 @@ pub fn main() -> ExitCode {
         Some(Verb::Demo(a)) => demo::run(a, g),
         Some(Verb::Eval(a)) => eval::run(a, g),
         Some(Verb::Compress(a)) => compress::run(a, g),
+        Some(Verb::Elastic(a)) => elastic::run(a, g),
         Some(Verb::Model(a)) => model::run(a, g),
         Some(Verb::Packs(a)) => packs::run(a, g),
         Some(Verb::Export(a)) => export::run(a, g),

@@ -1,5 +1,6 @@
 //! `plastic-host` with no verb, or `plastic-host run`: the wake/sleep loop.
 
+use super::awake::AwakeArgs;
 use super::packs::using::PackOptions;
 use super::rules::RuleArgs;
 use super::{Global, session};
@@ -100,6 +101,8 @@ pub struct RunArgs {
     #[arg(long)]
     pub max_faults: Option<u32>,
     #[command(flatten)]
+    pub awake: AwakeArgs,
+    #[command(flatten)]
     pub packs: PackOptions,
     #[command(flatten)]
     pub rules: RuleArgs,
@@ -136,6 +139,7 @@ impl RunArgs {
         );
         c.plugins = self.rules.over(c.plugins)?;
         c.packs = self.packs.over(c.packs);
+        c.awake_budget = self.awake.awake_budget.or(c.awake_budget);
         let fresh = |files: &[PathBuf]| files.iter().map(Choice::new).collect::<Vec<_>>();
         for (given, kept) in
             [(&self.policy, &mut c.policy), (&self.evaluator, &mut c.evaluator), (&self.shadow, &mut c.shadow)]

@@ -1,16 +1,16 @@
 //! Puts a run together from its options, drives it, and shows it.
 
-use super::base;
 use super::interrupt::Interrupt;
 use super::locate::Purpose;
 use super::packs::using;
 use super::show::Screen;
 use super::watched::Watched;
 use super::{Global, locate, ui};
+use super::{awake, base};
 use crate::eval::data::{self, Dataset};
 use crate::mlx;
 use crate::model::registry::{self, Base};
-use crate::model::{LoadOptions, Model, Tokenizer, hash, paths};
+use crate::model::{Levels, LoadOptions, Model, Tokenizer, hash, paths};
 use crate::pack::{InUse, Store, Weighted};
 use crate::plastic::config::{Choice, RunConfig};
 use crate::plastic::elastic::Elastic;
@@ -37,6 +37,8 @@ struct Prepared {
     config: RunConfig,
     base: Base,
     base_sha256: String,
+    /// What of an elastic checkpoint is awake.
+    awake: Option<Levels>,
     packs: InUse,
     loader: Loader,
     policies: Policies,
@@ -83,6 +85,8 @@ pub fn begin(config: RunConfig, store: &Store, out: Option<&Path>, g: &Global) -
         base: prepared.base.dir.clone(),
         base_id: prepared.base.id.clone(),
         base_sha256: prepared.base_sha256.clone(),
+        awake_budget: config.awake_budget,
+        awake: prepared.awake.clone(),
         packs: prepared.packs.used(),
         policies: seats(&policies.line, &config.policy),
         shadows: seats(&policies.shadows, &config.shadow),
@@ -343,9 +347,13 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
         Some(r) => Base { id: r.base_id.clone(), dir: r.base.clone() },
         None => base::open(&Some(config.base.clone()), g)?,
     };
-    let base_sha256 = registry::checkpoint_hash(&base.dir)?;
+    let awake = match earlier {
+        Some(r) => r.awake.clone(),
+        None => awake::levels(config.awake_budget, &base.dir)?,
+    };
+    let base_sha256 = registry::state_hash(&base.dir, awake.as_ref())?;
     if let Some(r) = earlier {
-        rundir::check_base(&base.dir, &r.base_sha256)?;
+        rundir::check_base(&base.dir, r.awake.as_ref(), &r.base_sha256)?;
     }
     let packs = match (from, earlier, &config.packs) {
         (_, Some(r), _) => InUse::recorded(&r.packs)?,
@@ -372,7 +380,7 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
             Some(of)
         }
     };
-    let mut model = Model::load(&base.dir, &LoadOptions::default())?;
+    let mut model = Model::load(&base.dir, &LoadOptions { levels: awake.clone(), ..LoadOptions::default() })?;
     packs.attach(&mut model, &base.dir)?;
     using::tell(&packs, g);
     if let Some(limit) = model.config().max_position_embeddings.filter(|l| config.window > *l) {
@@ -396,6 +404,7 @@ fn prepare(mut config: RunConfig, from: From, interrupt: &Interrupt, g: &Global)
     Ok(Prepared {
         base,
         base_sha256,
+        awake,
         packs,
         loader,
         policies,

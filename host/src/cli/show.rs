@@ -366,6 +366,9 @@ pub fn cast(r: &RunRecord) -> String {
         out += &format!(", falling back on {} {}", f.info.name, f.info.version);
     }
     out += &format!(", evaluator{} {}", plural(r.evaluators.len()), list(&r.evaluators, ", "));
+    if let Some(budget) = r.awake_budget {
+        out += &format!(", awake budget {}", super::elastic::figure(budget));
+    }
     out
 }
 

@@ -10,6 +10,7 @@ use super::residual;
 use super::settings::Settings;
 use super::work::{Decided, Work, sha256};
 use crate::atomic::{FileError, Staged};
+use crate::model::awake::{CONFIG, HEADER_OF, INDEX};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::safetensors::read_header;
 use crate::model::tensor_file::{self, Source, Tensor, by_place, copied};
@@ -19,12 +20,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-/// Name of a header of a file of the base, in the parked file.
-pub const HEADER_OF: &str = "base.header.";
 /// Most bytes of a `config.json`.
 const MAX_CONFIG: u64 = 16 << 20;
-/// The base's `config.json` there.
-pub const CONFIG: &str = "base.config";
 
 /// What goes into the directory.
 pub struct Contents<'a> {
@@ -91,6 +88,10 @@ pub fn assemble(out: &Path, c: &Contents, check: impl FnOnce(&Path, &mut Manifes
     if c.settings.self_contained {
         let config = base.join("config.json");
         parked.push(whole(&config, CONFIG)?);
+        let index = base.join("model.safetensors.index.json");
+        if index.is_file() {
+            parked.push(whole(&index, INDEX)?);
+        }
         write(PARKED, &parked)?;
     }
     tensor_file::copy_texts(base, to)?;
@@ -127,6 +128,7 @@ fn manifest(c: &Contents, files: BTreeMap<String, Part>) -> Manifest {
         measured: None,
         awake_budget: 0.0,
         awake: Default::default(),
+        runs_base: false,
     };
     m.share = m.awake_parameters(&c.decided.levels) as f64 / m.parameters().max(1) as f64;
     m.awake_budget = m.share;

@@ -29,6 +29,20 @@ impl Rungs {
         Basin::priced(self.energies.clone(), self.beyond, self.component, self.dense)
     }
 
+    /// Whether nothing of it can sleep: the dense weight is all that is stored.
+    fn is_dense_alone(&self) -> bool {
+        self.energies.is_empty() && self.dense.is_some()
+    }
+
+    /// Cost of the least that runs: one component, or what is always awake.
+    pub fn least(&self) -> u64 {
+        match self.dense {
+            Some(dense) if self.is_dense_alone() => dense,
+            _ if self.fixed > 0 => self.fixed,
+            _ => self.component,
+        }
+    }
+
     /// Cost of a level.
     pub fn cost(&self, level: Level) -> u64 {
         self.fixed
@@ -48,10 +62,10 @@ impl Rungs {
 }
 
 /// The levels that lose the least energy at a cost of at most `budget`, slice by slice; every slice keeps one
-/// component at least. `None` where even that costs more.
+/// component at least, and one that is stored dense alone stays dense. `None` where even that costs more.
 pub fn levels(slices: &[Rungs], budget: u64) -> Option<Vec<Level>> {
-    let fixed: u64 = slices.iter().map(|s| s.fixed).sum();
-    let basins: Vec<Basin> = slices.iter().map(Rungs::basin).collect();
+    let fixed: u64 = slices.iter().map(|s| if s.is_dense_alone() { s.least() } else { s.fixed }).sum();
+    let basins: Vec<Basin> = slices.iter().filter(|s| !s.is_dense_alone()).map(Rungs::basin).collect();
     // What repairs may sleep altogether.
     let least = usize::from(slices.iter().all(|s| s.fixed == 0));
     let kept = water::fill(&basins, budget.checked_sub(fixed)?, least)?;
@@ -59,7 +73,8 @@ pub fn levels(slices: &[Rungs], budget: u64) -> Option<Vec<Level>> {
         Keep::Dense => Level::Dense,
         Keep::Rank(r) => Level::Rank(r as u32),
     };
-    Some(kept.into_iter().map(level).collect())
+    let mut kept = kept.into_iter().map(level);
+    slices.iter().map(|s| if s.is_dense_alone() { Some(Level::Dense) } else { kept.next() }).collect()
 }
 
 /// How many components of each slice must be stored so that every budget from `floor` to `budget` finds what it
@@ -105,6 +120,15 @@ mod tests {
         assert_eq!(two.iter().zip(&l).map(|(s, l)| s.cost(*l)).sum::<u64>(), 34);
         assert_eq!(two[0].lost(Level::Dense), 0.0);
         assert!((two[1].lost(Level::Rank(1)) - 1.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_has_no_components_stays_dense_and_counts() {
+        let two = [slice(&[], true), slice(&[8.0, 6.0], false)];
+        assert_eq!(levels(&two, 34).unwrap(), [Level::Dense, Level::Rank(1)]);
+        assert_eq!(levels(&two, 44).unwrap(), [Level::Dense, Level::Rank(2)]);
+        assert_eq!(two.iter().map(Rungs::least).sum::<u64>(), 34);
+        assert!(levels(&two, 33).is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `elastic.json`: what an elastic checkpoint was made of, what it stores, and what of it is awake.
 //!
-//! Everything but `awake` and `awake_budget` is fixed when the checkpoint is made; those two are what
-//! [`Manifest::set`] changes. [`crate::model::ladder`] reads `awake` when the model is loaded.
+//! Everything but `awake`, `awake_budget` and `runs_base` is fixed when the checkpoint is made; those are what
+//! [`Manifest::set`] and [`Manifest::wake`] change. [`crate::model::awake`] reads them when the model is loaded.
 
 use super::budget::{self, Rungs};
 use super::encode::bits_per_value;
@@ -9,20 +9,19 @@ use super::error::{Error, Result};
 use super::settings::{Mode, Settings};
 use crate::atomic::{FileError, read_bounded, write_file};
 use crate::mlx::spectral;
+use crate::model::awake::{self, Origin};
 use crate::model::ladder::MANIFEST;
-use crate::model::{Level, Levels, layout};
+use crate::model::{Level, Levels};
 use crate::plastic::factor::Metric;
 use crate::plastic::journal::FileRecord;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Version of the format.
-pub const SCHEMA: u32 = 1;
+pub use crate::model::awake::{PARKED, Part, SCHEMA};
+
 /// Energies of the components that are stored.
 pub const SPECTRA: &str = "spectra.safetensors";
-/// The base's own weights of slices that are stored as components, with `--self-contained`.
-pub const PARKED: &str = "parked.safetensors";
 /// Most bytes of the file.
 const MAX_MANIFEST: u64 = 64 << 20;
 
@@ -46,15 +45,6 @@ pub struct SliceRecord {
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
-}
-
-/// A file and what is in it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Part {
-    /// Bytes.
-    pub bytes: u64,
-    /// SHA-256.
-    pub sha256: String,
 }
 
 /// Perplexity before and after.
@@ -104,6 +94,9 @@ pub struct Manifest {
     pub awake_budget: f64,
     /// What is awake now.
     pub awake: Levels,
+    /// Whether the base itself runs, bit for bit, instead of what is stored here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runs_base: bool,
 }
 
 impl Manifest {
@@ -121,37 +114,11 @@ impl Manifest {
         let again = "compress the base again";
         let value: serde_json::Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::file(&path, format!("is not valid JSON ({e}); {again}")))?;
-        match value.get("schema").and_then(serde_json::Value::as_u64) {
-            Some(n) if n == u64::from(SCHEMA) => {}
-            Some(n) => {
-                let text = format!(
-                    "has format {n}, and this program reads {SCHEMA}; use the version that wrote it, or {again}"
-                );
-                return Err(Error::file(&path, text));
-            }
-            None => return Err(Error::file(&path, format!("has no `schema`; {again}"))),
-        }
+        awake::check_schema(&path, &value)?;
         let m: Manifest =
             serde_json::from_value(value).map_err(|e| Error::file(&path, format!("cannot be read ({e}); {again}")))?;
-        for (name, part) in &m.files {
-            let file = dir.join(name);
-            let plain = Path::new(name).file_name().is_some_and(|n| n == name.as_str());
-            let length = file.metadata().map(|f| f.len());
-            match length {
-                _ if !plain => {
-                    return Err(Error::file(&path, format!("names {name:?}, which is no file name; {again}")));
-                }
-                Err(_) => return Err(Error::file(&file, format!("is missing; {again}, or copy the directory whole"))),
-                Ok(n) if n != part.bytes => {
-                    let text = format!(
-                        "has {n} bytes, and elastic.json says {}; {again}, or copy the directory whole",
-                        part.bytes
-                    );
-                    return Err(Error::file(&file, text));
-                }
-                Ok(_) => {}
-            }
-        }
+        awake::check_files(dir, &m.files)?;
+        m.check(&path)?;
         Ok(Some(m))
     }
 
@@ -164,6 +131,26 @@ impl Manifest {
             Error::file(dir, "is no elastic checkpoint (it has no elastic.json); make one with `plastic-host compress`")
         };
         Manifest::read(dir)?.ok_or_else(none)
+    }
+
+    /// That numbers which decide how much memory is asked for fit each other.
+    fn check(&self, path: &Path) -> Result<()> {
+        let bad = self.stored.iter().find(|s| {
+            let planned = match s.planned {
+                Level::Dense => 0,
+                Level::Rank(r) => r,
+            };
+            s.rows == 0 || s.cols == 0 || s.stored > s.rows.min(s.cols) || planned > s.stored
+        });
+        let share = self.share.is_finite() && self.awake_budget.is_finite();
+        match bad {
+            Some(s) => Err(Error::file(
+                path,
+                format!("has numbers of {} that contradict each other; compress the base again", s.name),
+            )),
+            None if !share => Err(Error::file(path, "has shares that are no numbers; compress the base again")),
+            None => Ok(()),
+        }
     }
 
     /// Writes it.
@@ -220,13 +207,28 @@ impl Manifest {
     /// # Errors
     /// When the share is so small that not even one component of each slice fits, or the energies are damaged.
     pub fn levels(&self, dir: &Path, share: f64) -> Result<Vec<Level>> {
-        if share >= self.share {
-            return Ok(self.stored.iter().map(|s| s.planned).collect());
+        match share >= self.share {
+            true => Ok(self.planned()),
+            false => self.levels_of(&self.rungs(dir)?, share),
         }
-        let rungs = self.rungs(dir)?;
-        let least: u64 = rungs.iter().map(|r| r.fixed + if r.fixed == 0 { r.component } else { 0 }).sum();
+    }
+
+    /// What the plan keeps: the most that can be awake here.
+    pub fn planned(&self) -> Vec<Level> {
+        self.stored.iter().map(|s| s.planned).collect()
+    }
+
+    /// [`Manifest::levels`] with the energies at hand.
+    ///
+    /// # Errors
+    /// When the share is so small that not even one component of each slice fits.
+    pub fn levels_of(&self, rungs: &[Rungs], share: f64) -> Result<Vec<Level>> {
+        if share >= self.share {
+            return Ok(self.planned());
+        }
+        let least: u64 = rungs.iter().map(Rungs::least).sum();
         let budget = (share * self.parameters() as f64).floor() as u64;
-        budget::levels(&rungs, budget).ok_or_else(|| {
+        budget::levels(rungs, budget).ok_or_else(|| {
             Error::Usage(format!(
                 "an awake budget of {share} is {budget} parameters, and the least that runs is {least} ({:.3}); ask for more",
                 least as f64 / self.parameters() as f64
@@ -247,19 +249,38 @@ impl Manifest {
         let levels = self.levels(dir, share)?;
         self.awake = self.named(&levels);
         self.awake_budget = share;
+        self.runs_base = false;
         self.write(dir)
+    }
+
+    /// Makes the base itself what runs when the directory is loaded, once it is certain that it can be had bit for bit.
+    ///
+    /// # Errors
+    /// When the base is gone or has changed, or what is parked of it is damaged; nothing changes then. And when the
+    /// directory cannot be written.
+    pub fn wake(&mut self, dir: &Path) -> Result<()> {
+        match self.settings.self_contained {
+            true => super::restore::verify(dir, self)?,
+            false => self.check_base()?,
+        }
+        self.awake = self.named(&self.planned());
+        self.awake_budget = 1.0;
+        self.runs_base = true;
+        self.write(dir)
+    }
+
+    /// Parameters that a level of a slice keeps awake, as the budget counts them.
+    pub fn cost(&self, s: &SliceRecord, level: Level) -> u64 {
+        s.coarse
+            + match level {
+                Level::Dense => u64::from(s.rows) * u64::from(s.cols),
+                Level::Rank(r) => u64::from(r) * component_cost(&self.settings, s.rows, s.cols),
+            }
     }
 
     /// Parameters that levels keep awake, as the budget counts them.
     pub fn awake_parameters(&self, levels: &[Level]) -> u64 {
-        let cost = |(s, l): (&SliceRecord, &Level)| {
-            s.coarse
-                + match l {
-                    Level::Dense => u64::from(s.rows) * u64::from(s.cols),
-                    Level::Rank(r) => u64::from(*r) * component_cost(&self.settings, s.rows, s.cols),
-                }
-        };
-        self.stored.iter().zip(levels).map(cost).sum()
+        self.stored.iter().zip(levels).map(|(s, l)| self.cost(s, *l)).sum()
     }
 
     /// The levels that are awake now, in the order of the slices.
@@ -273,19 +294,8 @@ impl Manifest {
     /// When it is gone or has changed.
     pub fn check_base(&self) -> Result<()> {
         let base = &self.settings.base;
-        let found = layout::checkpoint_hash(&base.dir).map_err(|e| {
-            Error::file(
-                &base.dir,
-                format!("the base cannot be read ({e}); put {} back there, or compress with --self-contained", base.id),
-            )
-        })?;
-        match found == base.sha256 {
-            true => Ok(()),
-            false => Err(Error::file(
-                &base.dir,
-                format!("the base has changed (SHA-256 {found}, compressed was {}); put it back", base.sha256),
-            )),
-        }
+        let origin = Origin { id: base.id.clone(), dir: base.dir.clone(), sha256: base.sha256.clone() };
+        Ok(origin.check()?)
     }
 }
 

@@ -4,6 +4,8 @@
 //! every slice, ordered by what they are worth and rounded ([`encode`]), one part file a slice ([`work`]) → a
 //! directory ([`assemble`]) with a [`manifest`] that names the base, the plan and what is awake. [`budget`] says which
 //! components a smaller budget wakes. [`job`] drives it and can go on after an interruption with the same bytes.
+//! [`inspect`] says what such a directory holds and what less of it would cost, [`picture`] draws that, and [`restore`]
+//! has the base back bit for bit.
 //!
 //! The base is only read. The new directory appears whole or not at all; errors name the file or the slice.
 
@@ -11,11 +13,14 @@ pub mod assemble;
 pub mod budget;
 pub mod encode;
 pub mod error;
+pub mod inspect;
 pub mod job;
 pub mod manifest;
+pub mod picture;
 pub mod plan;
 pub mod refine;
 pub mod residual;
+pub mod restore;
 pub mod settings;
 pub mod work;
 

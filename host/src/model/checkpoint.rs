@@ -65,6 +65,21 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Those tensors of `files` that are named, as if they were all of a checkpoint.
+    ///
+    /// # Errors
+    /// When a file is damaged or a tensor is in none of them.
+    pub fn among(dir: &Path, files: Vec<PathBuf>, names: &BTreeSet<String>) -> Result<Checkpoint> {
+        let mut tensors = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            tensors.extend(read_header(file)?.into_iter().filter(|(n, _)| names.contains(n)).map(|(n, t)| (n, (i, t))));
+        }
+        match names.iter().find(|n| !tensors.contains_key(*n)) {
+            Some(n) => Err(Error::tensor(dir, n, "is in none of the files: the directory is incomplete")),
+            None => Ok(Checkpoint { dir: dir.to_owned(), files, tensors }),
+        }
+    }
+
     fn check_index(&self, path: &Path, map: &BTreeMap<String, String>) -> Result<()> {
         for (name, shard) in map {
             match self.tensors.get(name) {

@@ -2,9 +2,9 @@
 //!
 //! One thread owns a model. Activations are float32. Nothing here writes to the checkpoint.
 
+use super::awake;
 use super::block::{Block, GROUPS_PER_LAYER, KINDS, PER_LAYER, Shape, Tap};
 use super::cache::{KvCache, LayerCache};
-use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::error::{Error, Result};
 use super::ladder::{self, Level, Levels};
@@ -19,7 +19,7 @@ pub struct LoadOptions {
     /// Bytes for float32 copies of weights that the checkpoint has in another form; `None`: half of the
     /// memory that is free. Copies make scoring on a CPU several times faster.
     pub dense_budget: Option<u64>,
-    /// How much of an elastic checkpoint is awake; `None`: as its `elastic.json` says.
+    /// How much of an elastic checkpoint is awake; `None`: as its `elastic.json` says ([`super::awake`]).
     pub levels: Option<Levels>,
     /// Whether components that sleep are loaded too, so that [`Model::set_level`] can wake them.
     pub parked: bool,
@@ -87,14 +87,9 @@ impl Model {
     /// # Errors
     /// When the directory is no supported checkpoint, or is damaged; the message names file and tensor.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
-        let mut config = Config::read(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let (mut config, checkpoint, levels) = awake::opened(dir, options.levels.as_ref())?;
         // GPUs multiply quantised weights faster than float32 copies; MLX's CPU kernels are far slower.
         let dense_is_faster = mlx::on_cpu();
-        let levels = match &options.levels {
-            Some(levels) => levels.clone(),
-            None => ladder::recorded(dir)?.unwrap_or_default(),
-        };
         let w = Weights::new(&checkpoint, &config, dense_is_faster)?.at(levels, options.parked);
         let tied = config.tie_word_embeddings.unwrap_or(!w.has("lm_head.weight"));
         let (v, d) = (config.vocab_size, config.hidden_size);
@@ -218,6 +213,37 @@ impl Model {
             return Err(Error::Request(format!("{name}: {level:?} is not in memory; load the model with more awake")));
         }
         Ok(self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].set_level(level)?)
+    }
+
+    /// Changes how much of every slice that is named is awake, all or nothing.
+    ///
+    /// # Errors
+    /// When one of the levels is not in memory, or a name is no slice's; every slice is as before then.
+    pub fn set_levels(&mut self, levels: &Levels) -> Result<()> {
+        let mut changes = Vec::with_capacity(levels.len());
+        for (name, level) in levels {
+            let unknown = || Error::Request(format!("{name}: this model has no such slice"));
+            let slice = self.slices.iter().position(|s| s.name == *name).ok_or_else(unknown)?;
+            changes.push((slice, self.level(slice), *level));
+        }
+        for (i, (slice, _, level)) in changes.iter().enumerate() {
+            if let Err(e) = self.set_level(*slice, *level) {
+                for (slice, before, _) in changes.iter().take(i) {
+                    if let Some(before) = before {
+                        // It was awake a moment ago.
+                        self.set_level(*slice, *before)?;
+                    }
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// How much is awake of every slice that can change, by name; empty for a model that is not elastic.
+    pub fn levels(&self) -> Levels {
+        let of = |(i, s): (usize, &SliceMeta)| Some((s.name.clone(), self.level(i)?));
+        self.slices.iter().enumerate().filter_map(of).collect()
     }
 
     /// The bias [rows] of a slice, where it has one; factors leave it as it is.

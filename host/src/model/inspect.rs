@@ -1,8 +1,7 @@
 //! What a checkpoint is, from its configuration and the headers of its files; no weight is read
 //! except for the hash. Fails as reading the configuration, the headers or the tokenizer does.
 
-use super::checkpoint::Checkpoint;
-use super::config::Config;
+use super::awake;
 use super::registry::{self, Base};
 use super::tokenizer::Tokenizer;
 use std::collections::BTreeMap;
@@ -89,8 +88,7 @@ const SLICES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", 
 /// # Errors
 /// [`Error`], naming file and field or tensor.
 pub fn inspect(base: &Base) -> Result<Inspection, Error> {
-    let config = Config::read(&base.dir)?;
-    let checkpoint = Checkpoint::open(&base.dir)?;
+    let (config, checkpoint, _) = awake::opened(&base.dir, None)?;
     let chat_template = Tokenizer::load(&base.dir)?.chat().is_some();
     let named = |s: &Option<crate::mlx::quant::Scheme>| s.map_or_else(|| "not quantised".to_owned(), |s| s.to_string());
     let mut stored: BTreeMap<String, Stored> = BTreeMap::new();

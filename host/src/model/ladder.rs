@@ -4,18 +4,15 @@
 //! worth, a as [R, rows] and b as [R, cols], one component a row. The first r are a contiguous part of both, so a
 //! slice changes its rank by looking at another part of the same memory: nothing is copied, nothing is allocated.
 //! Components either stand in the weight's place (`<slice>.ladder.a`, `.b`) or repair a coarser weight that is
-//! stored beside them (`<slice>.repair.a`, `.b`). How many are awake is written in `elastic.json`.
+//! stored beside them (`<slice>.repair.a`, `.b`). How many are awake is written in `elastic.json` ([`super::awake`]).
 //!
-//! Fails where `elastic.json` cannot be read or asks for components that are not there.
+//! Fails only where MLX does: who asks for components has checked that they are there.
 
-use super::error::{Error, Result};
-use super::fields::read_json_if_there;
 use super::linear::Factors;
 use crate::mlx::{self, Array, Context};
 use mlx_rs::ops::indexing::TryIndexOp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// The file beside the weights of an elastic checkpoint that says how much of them is awake.
 pub const MANIFEST: &str = "elastic.json";
@@ -77,17 +74,4 @@ impl Ladder {
         mlx::eval([&a, &b])?;
         Ok(Factors { a, b })
     }
-}
-
-/// The levels that `elastic.json` in a checkpoint directory records; `None` for other checkpoints.
-///
-/// # Errors
-/// When the file is damaged.
-pub fn recorded(dir: &Path) -> Result<Option<Levels>> {
-    let path = dir.join(MANIFEST);
-    let Some(mut value) = read_json_if_there(&path)? else { return Ok(None) };
-    let awake = value.get_mut("awake").map(serde_json::Value::take).unwrap_or_default();
-    let levels = serde_json::from_value(awake)
-        .map_err(|e| Error::file(&path, format!("`awake` cannot be read ({e}); compress the base again")))?;
-    Ok(Some(levels))
 }

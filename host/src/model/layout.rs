@@ -1,10 +1,11 @@
 //! What makes a directory a checkpoint: its files, whether it can be used, and its identity.
 //!
-//! Fails with [`NotACheckpoint`], which names the directory, what is wrong and what to do. Only names and
-//! `config.json` are looked at here; the numbers are the loader's.
+//! Fails with [`NotACheckpoint`], which names the directory, what is wrong and what to do. Only names,
+//! `config.json` and what `elastic.json` says to be awake are looked at here; the numbers are the loader's.
 
 use super::fields::MAX_JSON;
-use super::hash;
+use super::ladder::Levels;
+use super::{awake, hash};
 use crate::atomic::{FileError, read_bounded};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -144,26 +145,75 @@ pub enum HashError {
     /// There is no checkpoint.
     #[error(transparent)]
     NotACheckpoint(#[from] NotACheckpoint),
+    /// An elastic checkpoint is damaged, or the base that it runs is not what it was.
+    #[error(transparent)]
+    Elastic(#[from] Box<super::Error>),
 }
 
-/// The identity of a checkpoint, in hexadecimal: SHA-256 over name, length and SHA-256 of `config.json`
-/// and of every shard in order of names. The tokenizer and the place on disk do not count.
+/// The identity of what runs when a directory is loaded, in hexadecimal. It is [`weights_hash`], and for an elastic
+/// checkpoint what is awake of it counts too; where that is the base itself, it is the identity of the base.
+///
+/// # Errors
+/// Where a file is missing, unreadable or damaged.
+pub fn checkpoint_hash(dir: &Path) -> Result<String, HashError> {
+    state_hash(dir, None)
+}
+
+/// The same with these levels awake instead of those that are recorded.
+///
+/// # Errors
+/// As [`checkpoint_hash`].
+pub fn state_hash(dir: &Path, levels: Option<&Levels>) -> Result<String, HashError> {
+    let record = awake::recorded(dir).map_err(Box::new)?;
+    let levels = match (levels, &record) {
+        (None, Some(r)) if r.runs_base => return Ok(r.base_identity(dir).map_err(Box::new)?),
+        (None, Some(r)) => Some(&r.levels),
+        (levels, _) => levels,
+    };
+    let mut whole = weights(dir)?;
+    if let Some(levels) = levels {
+        // A map in the order of names: equal levels are equal bytes.
+        whole.update(b"awake");
+        whole.update(serde_json::to_vec(levels).unwrap_or_default());
+    }
+    Ok(hash::hex(&whole.finalize()))
+}
+
+/// SHA-256 over name, length and SHA-256 of `config.json` and of every shard in order of names, in hexadecimal. The
+/// tokenizer and the place on disk do not count, nor does what is awake.
 ///
 /// # Errors
 /// Where a file is missing or unreadable.
-pub fn checkpoint_hash(dir: &Path) -> Result<String, HashError> {
+pub fn weights_hash(dir: &Path) -> Result<String, HashError> {
+    Ok(hash::hex(&weights(dir)?.finalize()))
+}
+
+fn weights(dir: &Path) -> Result<Sha256, HashError> {
     let mut files = vec![dir.join("config.json")];
     files.extend(shards(dir)?);
     let mut whole = Sha256::new();
     for path in &files {
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let length = path.metadata().map_err(FileError::at("reading", path))?.len();
-        whole.update((name.len() as u64).to_le_bytes());
-        whole.update(name);
-        whole.update(length.to_le_bytes());
-        whole.update(hash::sha256_file_remembered(path, &mut |_| {})?);
+        add(&mut whole, &name, length, &hash::sha256_file_remembered(path, &mut |_| {})?);
     }
-    Ok(hash::hex(&whole.finalize()))
+    Ok(whole)
+}
+
+/// Adds a file to the identity of a checkpoint.
+fn add(whole: &mut Sha256, name: &str, length: u64, sha256: &str) {
+    whole.update((name.len() as u64).to_le_bytes());
+    whole.update(name);
+    whole.update(length.to_le_bytes());
+    whole.update(sha256);
+}
+
+/// [`weights_hash`] of files that need not be on disk: name, length and SHA-256 of `config.json`, then of the shards in
+/// order of names.
+pub fn hash_of_files<'a>(files: impl IntoIterator<Item = (&'a str, u64, &'a str)>) -> String {
+    let mut whole = Sha256::new();
+    files.into_iter().for_each(|(name, length, sha256)| add(&mut whole, name, length, sha256));
+    hash::hex(&whole.finalize())
 }
 
 #[cfg(test)]

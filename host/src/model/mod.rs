@@ -4,6 +4,7 @@
 //! says before it is used; what it answers runs on the thread that loaded it.
 
 mod arch;
+pub mod awake;
 mod block;
 mod cache;
 pub mod chat;

@@ -57,6 +57,9 @@ pub enum Error {
     /// A directory without a usable checkpoint in it.
     #[error(transparent)]
     NotACheckpoint(#[from] NotACheckpoint),
+    /// An elastic checkpoint that is damaged, or whose base is not what it was.
+    #[error(transparent)]
+    Elastic(#[from] Box<super::Error>),
     /// A GGUF file that cannot be imported.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
@@ -172,9 +175,18 @@ pub fn resolve_with(spec: &str, options: Options, progress: &mut dyn FetchProgre
 /// # Errors
 /// Where a file is missing or unreadable.
 pub fn checkpoint_hash(dir: &Path) -> Result<String> {
-    layout::checkpoint_hash(dir).map_err(|e| match e {
+    state_hash(dir, None)
+}
+
+/// The same with these levels of an elastic checkpoint awake: see [`layout::state_hash`].
+///
+/// # Errors
+/// As [`checkpoint_hash`].
+pub fn state_hash(dir: &Path, levels: Option<&super::Levels>) -> Result<String> {
+    layout::state_hash(dir, levels).map_err(|e| match e {
         layout::HashError::File(e) => e.into(),
         layout::HashError::NotACheckpoint(e) => e.into(),
+        layout::HashError::Elastic(e) => e.into(),
     })
 }
 

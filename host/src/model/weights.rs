@@ -60,7 +60,12 @@ impl<'a> Weights<'a> {
             let a = format!("{module}.{k}.a");
             self.has(&a) || self.has(&format!("{a}.weight"))
         });
-        let Some(kind) = kind else { return Ok(Linear::new(self.matrix(module, rows, cols)?, bias)) };
+        let Some(kind) = kind else {
+            return match self.levels.get(module) {
+                Some(level @ Level::Rank(1..)) => Err(self.unavailable(module, *level, 0)),
+                _ => Ok(Linear::new(self.matrix(module, rows, cols)?, bias)),
+            };
+        };
         let repairs = kind == "repair";
         let [a, b] = ["a", "b"].map(|side| format!("{module}.{kind}.{side}"));
         let stored = self.components(&a)?;

@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::format::{Adapter, Pack};
 use super::key;
 use crate::mlx::{self, Array, Context};
-use crate::model::{Added, Factors, Model, layout};
+use crate::model::{Added, Factors, Model, awake, layout};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -184,7 +184,8 @@ pub fn detach(model: &mut Model) {
     }
 }
 
-/// Compares the base a pack was made for with the one in a directory.
+/// Compares the base a pack was made for with the one in a directory. What was made for a base fits an elastic
+/// checkpoint of it too.
 ///
 /// # Errors
 /// When they differ. A pack that does not say what its base was passes.
@@ -195,6 +196,10 @@ pub fn check_base(pack: &Pack, dir: &Path) -> Result<()> {
         return Ok(());
     }
     let whole = layout::checkpoint_hash(dir).map_err(|e| Error::Other(e.to_string()))?;
+    let elastic = awake::recorded(dir)?;
+    if elastic.as_ref().is_some_and(|r| r.origin.sha256 == *stated) {
+        return Ok(());
+    }
     // Version 0.1.0 names the first shard; a pack made from one of those goes on naming it.
     let first = match *stated == whole {
         true => None,
@@ -208,11 +213,15 @@ pub fn check_base(pack: &Pack, dir: &Path) -> Result<()> {
         false => Err(Error::fit(
             pack.name(),
             format!(
-                "was made for another base ({}, hash {}…) than {} ({}…); name that base with --base",
+                "was made for another base ({}, hash {}…) than {} ({}…); name that base with --base{}",
                 if pack.meta.base_model.is_empty() { "unnamed" } else { &pack.meta.base_model },
                 stated.get(..12).unwrap_or(stated),
                 dir.display(),
-                whole.get(..12).unwrap_or_default()
+                whole.get(..12).unwrap_or_default(),
+                match elastic {
+                    Some(_) => ", or wake as much of this one as when the pack was made (`plastic-host elastic set`)",
+                    None => "",
+                }
             ),
         )),
     }

@@ -16,7 +16,7 @@ use crate::mlx::{self, Array, Context, Dtype};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::safetensors::read_header;
 use crate::model::tensor_file::{self, Tensor, by_place, copied, of_array};
-use crate::model::{Added, Model};
+use crate::model::{Added, Model, awake};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -103,6 +103,12 @@ impl<'a> Fusion<'a> {
     /// # Errors
     /// When the base cannot be read.
     pub fn new(model: &'a Model, dir: &'a Path, attachment: &'a Attachment, bits: Bits) -> Result<Fusion<'a>> {
+        if awake::recorded(dir)?.is_some() {
+            return Err(Error::file(
+                dir,
+                "is an elastic checkpoint, which packs cannot be folded into; fuse them into its base, and compress that",
+            ));
+        }
         Ok(Fusion { model, checkpoint: Checkpoint::open(dir)?, dir, attachment, bits })
     }
 

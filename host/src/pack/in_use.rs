@@ -63,7 +63,8 @@ impl InUse {
         Ok(InUse { packs })
     }
 
-    /// Reads the packs that are active on a base; `dir` is looked at only where some pack is active at all.
+    /// Reads the packs that are active on a base; `dir` is looked at only where some pack is active at all. On an
+    /// elastic checkpoint they are active whatever of it is awake.
     ///
     /// # Errors
     /// As [`InUse::read`], or when the record of active packs is damaged.
@@ -71,7 +72,7 @@ impl InUse {
         if store.all_active()?.is_empty() {
             return Ok(InUse::default());
         }
-        let base = crate::model::layout::checkpoint_hash(dir).map_err(|e| Error::Other(e.to_string()))?;
+        let base = crate::model::layout::weights_hash(dir).map_err(|e| Error::Other(e.to_string()))?;
         InUse::read(store, &store.active(&base)?).map_err(|e| match e {
             Error::Name(reason) => Error::Name(format!(
                 "{reason}; it is active on this base: take it out of use with `packs remove`, or pass --no-packs"

@@ -21,6 +21,9 @@ pub struct RunConfig {
     pub steps: u32,
     /// Share of the slices' parameters that may stay awake, above 0 and at most 1.
     pub budget: f64,
+    /// Share of an elastic checkpoint that is awake as the run begins; `None` leaves it as the checkpoint records it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub awake_budget: Option<f64>,
     /// Passed to the evaluator as `max_loss_increase`, nats per token; `None` leaves its default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_loss_increase: Option<f64>,
@@ -161,6 +164,7 @@ impl Default for RunConfig {
             layers: Vec::new(),
             steps: 3,
             budget: 0.9,
+            awake_budget: None,
             max_loss_increase: None,
             seed: 0,
             window: 512,
@@ -223,6 +227,12 @@ impl RunConfig {
             "--budget",
             self.budget.to_string(),
             "a share above 0 and at most 1, such as 0.9",
+        )?;
+        range(
+            self.awake_budget.is_none_or(|b| b > 0.0 && b <= 1.0),
+            "--awake-budget",
+            self.awake_budget.unwrap_or_default().to_string(),
+            "a share above 0 and at most 1, such as 0.6",
         )?;
         range(self.steps > 0, "--steps", self.steps.to_string(), "at least 1")?;
         range(

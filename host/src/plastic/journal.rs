@@ -53,6 +53,12 @@ pub struct RunRecord {
     pub base_id: String,
     /// SHA-256 over the checkpoint.
     pub base_sha256: String,
+    /// Share of an elastic checkpoint that was asked to be awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awake_budget: Option<f64>,
+    /// What of an elastic checkpoint is awake as the run begins; none for another base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awake: Option<crate::model::Levels>,
     /// Packs on the base, from the first step to the last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packs: Vec<crate::pack::Used>,

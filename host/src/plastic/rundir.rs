@@ -14,7 +14,7 @@ use super::elastic::{Elastic, Factoring};
 use super::journal::{History, Journal, JournalError, StepRecord};
 use super::state::{Awake, DENSE};
 use crate::model::hash::sha256_file;
-use crate::model::{Model, registry};
+use crate::model::{Levels, LoadOptions, Model, registry};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
@@ -261,12 +261,12 @@ pub fn positions(slices: &[crate::plugin::contract::Slice], model: &Model) -> Re
     slices.iter().map(find).collect()
 }
 
-/// Checks that the base is the one a run was made with.
+/// Checks that the base, with these levels of it awake where it is an elastic checkpoint, is the one a run was made with.
 ///
 /// # Errors
 /// When it has changed or cannot be read.
-pub fn check_base(dir: &Path, expected: &str) -> Result<()> {
-    let found = registry::checkpoint_hash(dir)?;
+pub fn check_base(dir: &Path, levels: Option<&Levels>, expected: &str) -> Result<()> {
+    let found = registry::state_hash(dir, levels)?;
     match found == expected {
         true => Ok(()),
         false => Err(RunError::BaseChanged { path: dir.to_owned(), found, expected: expected.to_owned() }),
@@ -277,15 +277,19 @@ pub fn check_base(dir: &Path, expected: &str) -> Result<()> {
 ///
 /// # Errors
 /// When the run, its base or a bank cannot be read.
-pub fn open_state(run: &Path, load: impl FnOnce(&Path) -> crate::model::Result<Model>) -> Result<Elastic> {
+pub fn open_state(
+    run: &Path,
+    load: impl FnOnce(&Path, &LoadOptions) -> crate::model::Result<Model>,
+) -> Result<Elastic> {
     let journal = run.join("journal.jsonl");
     if !journal.is_file() {
         return Err(RunError::NoRun { path: run.to_owned() });
     }
     let events = Journal::read(&journal)?;
     let record = events.run().ok_or_else(|| JournalError::NoRun { path: journal.clone() })?;
-    check_base(&record.base, &record.base_sha256)?;
-    let model = load(&record.base).map_err(super::elastic::ElasticError::from)?;
+    check_base(&record.base, record.awake.as_ref(), &record.base_sha256)?;
+    let options = LoadOptions { levels: record.awake.clone(), ..LoadOptions::default() };
+    let model = load(&record.base, &options).map_err(super::elastic::ElasticError::from)?;
     let chosen = positions(&record.slices, &model)?;
     let mut elastic = Elastic::new(model, chosen);
     apply_state(run, &events, events.current(), &mut elastic, &mut |_, _, _| true)?;

@@ -134,7 +134,7 @@ pub fn run(args: &ApplyArgs, store: &Store, g: &Global) -> anyhow::Result<ExitCo
     // Last: what fails leaves the packs in use as they were.
     if args.activate && !refused {
         let weighted = report.packs.iter().map(|u| Weighted { pack: u.pack.clone(), weight: u.weight });
-        store.set_active(&fitted.hash, weighted.collect())?;
+        store.set_active(&layout::weights_hash(&fitted.base.dir)?, weighted.collect())?;
     }
     match g.json {
         true => say!("{document}"),
