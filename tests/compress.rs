@@ -168,7 +168,8 @@ fn bad_input_is_named() {
     }
     compress(&out, &["--factor-bits", "5"]).refuses(2, "16, 8 or 4");
     compress(&out, &["--mode", "residual", "--refine", "2"]).refuses(2, "--mode factor");
-    compress(&out, &["--layers", "nothing.*"]).refuses(1, "model.layers.0.self_attn.q_proj");
+    let nothing = ["compress", "--base", &base(), "--out", &out, "--layers", "nothing.*"];
+    run(&nothing).refuses(1, "model.layers.0.self_attn.q_proj");
     compress(&out, &["--calibration", &s.file("ten.txt", b"Ten tokens of text are far too few for it.")])
         .refuses(1, "128");
     compress(&out, &["--policy", "plugins/perplexity.wasm"]).refuses(1, "--evaluator");

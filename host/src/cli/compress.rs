@@ -291,10 +291,10 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
             r.origin.dir.display()
         );
     }
-    crate::pack::fuse::free(&args.out, &dir, args.force)?;
     if args.resume && args.out.join(crate::model::ladder::MANIFEST).is_file() && !work::place(&args.out).is_dir() {
         bail!("{}: is finished already; nothing to resume", args.out.display());
     }
+    crate::pack::fuse::free(&args.out, &dir, args.force)?;
     let sha256 = layout::checkpoint_hash(&dir)?;
     let tokenizer = Tokenizer::load(&dir)?;
     let (text, windows) = text(&config, &tokenizer)?;

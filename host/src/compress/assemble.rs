@@ -126,6 +126,7 @@ fn manifest(c: &Contents, files: BTreeMap<String, Part>) -> Manifest {
         stored,
         files,
         measured: None,
+        notes: Vec::new(),
         awake_budget: 0.0,
         awake: Default::default(),
         runs_base: false,

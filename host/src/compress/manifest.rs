@@ -90,6 +90,9 @@ pub struct Manifest {
     pub files: BTreeMap<String, Part>,
     /// Perplexity before and after.
     pub measured: Option<Measured>,
+    /// What did not go as it should, and what was done instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The share that is awake now; 1 with everything in the checkpoint awake.
     pub awake_budget: f64,
     /// What is awake now.
