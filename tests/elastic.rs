@@ -442,7 +442,7 @@ fn a_conversation_changes_what_is_awake_between_turns() {
         assert_eq!(one.done().json()["tokens"], *tokens, "{share}");
     }
     assert!(said[1]["parameters_awake"].as_u64() < said[3]["parameters_awake"].as_u64(), "{}", r.out);
-    assert!(said[1]["milliseconds"].as_f64().unwrap() < 100.0);
+    assert!(said[1]["milliseconds"].as_f64().unwrap() < 500.0);
     // What was refused changed nothing.
     assert_eq!(said[5]["parameters_awake"], said[3]["parameters_awake"]);
     assert!(r.err.contains("the least that runs is") && r.err.contains("a share lies above 0"), "{}", r.err);
@@ -581,8 +581,8 @@ fn the_default_model_shrinks_and_regrows_in_milliseconds_without_memory() {
     assert_eq!(r.code, Some(0), "{}\n{}", r.out, r.err);
     let said = documents(&r);
     let number = |i: usize, name: &str| said[i][name].as_u64().unwrap();
-    for i in 0..5 {
-        assert!(said[i]["milliseconds"].as_f64().unwrap() < 200.0, "{}", r.out);
+    for (i, change) in said.iter().take(5).enumerate() {
+        assert!(change["milliseconds"].as_f64().unwrap() < 500.0, "{}", r.out);
         assert_eq!(number(i, "mlx_active_bytes"), number(0, "mlx_active_bytes"), "{}", r.out);
         assert_eq!(number(i, "mlx_grew_bytes"), 0, "{}", r.out);
     }
