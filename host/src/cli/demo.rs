@@ -24,8 +24,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// A request may see this share of the speed that it sees alone on the idle base.
-const TARGET: f64 = 0.4;
 /// Requests the idle speed is measured with.
 const IDLE_REQUESTS: usize = 5;
 /// Prompts that requests are drawn from.
@@ -92,6 +90,9 @@ pub struct DemoArgs {
     /// Tokens of a request
     #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=4096))]
     request_tokens: u32,
+    /// Speed that a request shall see at least, as a share of what it sees alone on the idle base; sets min_tokens_per_second of a policy that has it
+    #[arg(long, value_name = "SHARE", default_value_t = 0.4)]
+    target: f64,
     /// Rounds in which the requests of a step come, one after the other; the round of median speed counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -129,8 +130,10 @@ impl DemoArgs {
         if !(0.0..=3600.0).contains(&self.pause) {
             return Some(format!("--pause is {}; it must be from 0 to 3600 seconds", self.pause));
         }
-        let share = self.budget.filter(|b| !(*b > 0.0 && *b <= 1.0));
-        share.map(|b| format!("--budget is {b}; it must be above 0 and at most 1"))
+        let shares = [("--budget", self.budget), ("--target", Some(self.target))];
+        let wrong = |share: f64| !(share > 0.0 && share <= 1.0);
+        let found = shares.into_iter().find_map(|(name, share)| Some((name, share.filter(|s| wrong(*s))?)));
+        found.map(|(name, share)| format!("{name} is {share}; it must be above 0 and at most 1"))
     }
 
     /// The policies with the options given on the command line.
@@ -267,7 +270,7 @@ fn play(args: &DemoArgs, interrupt: &Interrupt, begun: Instant, g: &Global) -> a
     let check = cut(WINDOW, args.windows as usize)?;
     let model = Model::load(&base.dir, &LoadOptions::default())?;
     let idle = serve::idle_speed(&model, prompts.get(..IDLE_REQUESTS).unwrap_or(&prompts))?;
-    let policies = chosen.configured(TARGET * idle)?;
+    let policies = chosen.configured(args.target * idle)?;
     let needs_text = policies.needs().iter().any(|n| Statistic::parse(n).is_some_and(Statistic::needs_moments));
     let moments = match needs_text {
         false => None,
@@ -324,7 +327,7 @@ fn play(args: &DemoArgs, interrupt: &Interrupt, begun: Instant, g: &Global) -> a
             budget: share,
             load,
             idle_tokens_per_second: idle,
-            target_tokens_per_second: TARGET * idle,
+            target_tokens_per_second: args.target * idle,
             loss: demo.base_loss(),
         },
         g,
