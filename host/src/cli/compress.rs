@@ -310,6 +310,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     };
     let model = Model::load(&dir, &LoadOptions::default())?;
     let chosen = session::choose(&model, &config.layers)?;
+    let mut notes = Vec::new();
     let moments = match &calibration {
         None => None,
         Some((_, windows)) => {
@@ -321,6 +322,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
                 id += &format!("\nlost in {} bits, group {}", c.bits, c.group_size);
             }
             let cache = paths::cache_dir();
+            notes = session::too_little(&model, &pass);
             Some(session::calibrate(&model, &id, &pass, cache.as_deref(), &interrupt, g)?)
         }
     };
@@ -410,6 +412,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let mut stopped = None;
     let manifest = job.assemble(&args.out, &decided, |staged, manifest| {
         let model = Model::load(staged, &LoadOptions::default())?;
+        manifest.notes = notes;
         // As it scores, with the copies that makes.
         model.warm()?;
         memory_after = model.resident().total();

@@ -531,6 +531,26 @@ pub(super) fn choose(model: &Model, globs: &[String]) -> anyhow::Result<Vec<usiz
     Ok(chosen)
 }
 
+/// Where calibration text has fewer tokens than its statistics need: a covariance of fewer tokens than it has rows
+/// takes every other direction for worthless.
+pub(super) fn too_little(model: &Model, pass: &moments::Pass) -> Vec<String> {
+    let needed = model.slices().iter().map(|s| s.rows.min(s.cols) as usize).max().unwrap_or(0);
+    let length = pass.windows.first().map_or(0, Vec::len);
+    let say = |(what, count): (&str, usize)| {
+        format!(
+            "{} tokens of calibration text ({what} {count}) cannot tell {needed} directions apart: what is predicted to cost nothing may cost a lot; use {} windows or more",
+            count * length,
+            (2 * needed).div_ceil(length.max(1))
+        )
+    };
+    let gradients = pass.gradient_windows.clamp(1, pass.windows.len().max(1));
+    [("--calibration-windows", pass.windows.len()), ("--gradient-windows", gradients)]
+        .into_iter()
+        .filter(|(_, count)| count * length < 2 * needed)
+        .map(say)
+        .collect()
+}
+
 /// A pass over calibration text, as the options have it.
 pub(super) fn pass<'a>(config: &RunConfig, windows: &'a [Vec<u32>]) -> moments::Pass<'a> {
     moments::Pass { windows, gradient_windows: config.gradient_windows.max(1), seed: config.seed, of: None }
@@ -545,21 +565,8 @@ pub(super) fn calibrate(
     interrupt: &Interrupt,
     g: &Global,
 ) -> anyhow::Result<Moments> {
-    let windows = pass.windows;
-    // A covariance of fewer tokens than it has rows takes every other direction for worthless.
-    let needed = model.slices().iter().map(|s| s.rows.min(s.cols) as usize).max().unwrap_or(0);
-    let length = windows.first().map_or(0, Vec::len);
-    for (what, count) in [
-        ("--calibration-windows", windows.len()),
-        ("--gradient-windows", pass.gradient_windows.clamp(1, windows.len())),
-    ] {
-        if count * length < 2 * needed {
-            tracing::warn!(
-                "{} tokens of calibration text ({what} {count}) cannot tell {needed} directions apart: what is predicted to cost nothing may cost a lot; use {} windows or more",
-                count * length,
-                (2 * needed).div_ceil(length.max(1))
-            );
-        }
+    for warning in too_little(model, pass) {
+        tracing::warn!("{warning}");
     }
     let file = cache.map(|c| c.join("moments").join(format!("{}.safetensors", moments_key(model_id, pass))));
     if let Some(found) = file.as_ref().and_then(|f| Moments::open(f, model.slices())) {

@@ -12,7 +12,7 @@ use super::{budget, budget::Rungs, residual};
 use crate::mlx::{Array, randomized};
 use crate::model::tensor_file::Tensor;
 use crate::model::{Level, Levels, LoadOptions, Model};
-use crate::plastic::elastic::{Elastic, ElasticError};
+use crate::plastic::elastic::{Elastic, ElasticError, Matrices};
 use crate::plastic::factor::{Components, Leading, Metric};
 use crate::plastic::moments::Moments;
 use crate::plastic::policies::Policies;
@@ -218,27 +218,27 @@ impl Job<'_> {
         let weight = |i: usize| weight(elastic, settings, i);
         let leading = |i: usize| leading(settings, d.stored[i]);
         let moments = self.moments.as_ref();
-        let result =
-            elastic.components_of(&missing, &weight, d.metric, moments, &leading, &mut tell, |i, components| {
-                let keep = || -> Result<()> {
-                    let (slice, rank) = (&slices[i], d.stored[i]);
-                    let first = encode::first(&components, rank)?;
-                    let mut tensors = match settings.coarse {
-                        Some(coarse) => residual::tensors(&slice.name, &elastic.dense(i)?, coarse)?,
-                        None => Vec::new(),
-                    };
-                    if rank > 0 {
-                        let kind = if settings.coarse.is_some() { Kind::Repair } else { Kind::Ladder };
-                        tensors.extend(encode::encode(&slice.name, kind, &first, settings.factor_bits)?.0);
-                    }
-                    tensors.push(energies(&slice.name, &d.spectra[i]));
-                    work.keep(i, &tensors)
+        let what = Matrices { these: &missing, weight: &weight, metric: d.metric, moments, leading: &leading };
+        let result = elastic.components_of(&what, &mut tell, |i, components| {
+            let keep = || -> Result<()> {
+                let (slice, rank) = (&slices[i], d.stored[i]);
+                let first = encode::first(&components, rank)?;
+                let mut tensors = match settings.coarse {
+                    Some(coarse) => residual::tensors(&slice.name, &elastic.dense(i)?, coarse)?,
+                    None => Vec::new(),
                 };
-                keep().map_err(|e| {
-                    failed = Some(e);
-                    ElasticError::Interrupted
-                })
-            });
+                if rank > 0 {
+                    let kind = if settings.coarse.is_some() { Kind::Repair } else { Kind::Ladder };
+                    tensors.extend(encode::encode(&slice.name, kind, &first, settings.factor_bits)?.0);
+                }
+                tensors.push(energies(&slice.name, &d.spectra[i]));
+                work.keep(i, &tensors)
+            };
+            keep().map_err(|e| {
+                failed = Some(e);
+                ElasticError::Interrupted
+            })
+        });
         match (result, failed) {
             (_, Some(e)) => Err(e),
             (result, None) => Ok(result?),
@@ -258,7 +258,8 @@ impl Job<'_> {
         let weight = |i: usize| elastic.dense(i);
         let (settings, moments) = (self.settings, self.moments.as_ref());
         let leading = |i: usize| leading(settings, d.stored[i]);
-        elastic.components_of(&these, &weight, d.metric, moments, &leading, &mut tell, |i, c| {
+        let what = Matrices { these: &these, weight: &weight, metric: d.metric, moments, leading: &leading };
+        elastic.components_of(&what, &mut tell, |i, c| {
             let first = || encode::first(&c, d.stored[i]).and_then(|c| encode::balance(&c));
             found.push((i, first().map_err(|_| ElasticError::Interrupted)?));
             Ok(())

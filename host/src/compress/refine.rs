@@ -194,9 +194,12 @@ impl Tap for Over<'_> {
     }
 }
 
+/// Learners that are awake, each with the place of its two arrays, and the arrays.
+type Awake = (Vec<(usize, usize)>, Vec<Array>);
+
 impl Pass<'_> {
     /// Awake learners of a layer with their first components.
-    fn awake(&self, layer: usize) -> mlx::Result<(Vec<(usize, usize)>, Vec<Array>)> {
+    fn awake(&self, layer: usize) -> mlx::Result<Awake> {
         let (mut places, mut arrays) = (Vec::new(), Vec::new());
         for (i, l) in self.learners.iter().enumerate().filter(|(_, l)| l.layer == layer) {
             let Some(Level::Rank(r)) = l.levels.get(self.budget) else { continue };

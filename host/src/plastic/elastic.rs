@@ -58,6 +58,20 @@ const DECOMPOSING_BYTES: u64 = 4 << 30;
 type Input<T> = (usize, Array, Metric, Option<SliceMoments>, Leading, Work<T>);
 type Work<T> = fn(&Array, Metric, Option<&SliceMoments>, Leading) -> mlx::Result<T>;
 
+/// What is to be decomposed.
+pub struct Matrices<'a> {
+    /// Slices, by number.
+    pub these: &'a [usize],
+    /// The matrix of a slice, float32 [rows, cols]: its weight, or another in its place.
+    pub weight: &'a dyn Fn(usize) -> Result<Array>,
+    /// What orders the components.
+    pub metric: Metric,
+    /// Calibration statistics of those matrices, where the metric needs them.
+    pub moments: Option<&'a Moments>,
+    /// How many components are looked for, and how.
+    pub leading: &'a dyn Fn(usize) -> Leading,
+}
+
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, ElasticError>;
 
@@ -221,19 +235,11 @@ impl Elastic {
         let missing: Vec<usize> = changed.iter().filter(wanted).copied().collect();
         let mut made = Vec::with_capacity(missing.len());
         let dense = |i: usize| self.dense(i);
-        self.decompose(
-            &missing,
-            &dense,
-            metric,
-            how.moments,
-            progress,
-            &|_| None,
-            factor::components,
-            |i, components| {
-                made.push((i, Bank::new(&components, metric, &awake[i], how.parking)?));
-                Ok(())
-            },
-        )?;
+        let what = Matrices { these: &missing, weight: &dense, metric, moments: how.moments, leading: &|_| None };
+        self.decompose(&what, progress, factor::components, |i, components| {
+            made.push((i, Bank::new(&components, metric, &awake[i], how.parking)?));
+            Ok(())
+        })?;
         for (i, bank) in made {
             self.running[i].bank = Some(Rc::new(bank));
         }
@@ -243,15 +249,12 @@ impl Elastic {
     /// Does `work` on the weight and moments of each of `these` slices, several at a time.
     fn decompose<T: Send + 'static>(
         &self,
-        these: &[usize],
-        weight: &dyn Fn(usize) -> Result<Array>,
-        metric: Metric,
-        moments: Option<&Moments>,
+        what: &Matrices,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
-        leading: &dyn Fn(usize) -> Leading,
         work: Work<T>,
         mut take: impl FnMut(usize, T) -> Result<()>,
     ) -> Result<()> {
+        let Matrices { these, weight, metric, moments, leading } = *what;
         let side = these.iter().map(|&i| u64::from(self.slices[i].max_rank)).max().unwrap_or(1);
         // A dozen float64 matrices of the smaller side are alive in each thread.
         let at_once = (DECOMPOSING_BYTES / (96 * side * side)).clamp(1, 64) as usize;
@@ -282,22 +285,17 @@ impl Elastic {
         self.positions[i]
     }
 
-    /// The components of `weight` of each of `these` slices in a metric, all or the `leading` ones, handed to `take` in the order they are
-    /// ready. The moments must be those of that weight.
+    /// The components of matrices, handed to `take` in the order they are ready.
     ///
     /// # Errors
     /// When a slice cannot be decomposed, `take` fails, or on interruption.
     pub fn components_of(
         &self,
-        these: &[usize],
-        weight: &dyn Fn(usize) -> Result<Array>,
-        metric: Metric,
-        moments: Option<&Moments>,
-        leading: &dyn Fn(usize) -> Leading,
+        what: &Matrices,
         progress: &mut dyn FnMut(usize, usize, &str) -> bool,
         take: impl FnMut(usize, Components) -> Result<()>,
     ) -> Result<()> {
-        self.decompose(these, weight, metric, moments, progress, leading, factor::components, take)
+        self.decompose(what, progress, factor::components, take)
     }
 
     fn set(&mut self, i: usize, awake: &Awake) -> Result<()> {
@@ -350,7 +348,8 @@ impl Elastic {
     ) -> Result<Vec<Vec<f32>>> {
         let mut out = vec![Vec::new(); self.slices.len()];
         let all: Vec<usize> = (0..self.slices.len()).collect();
-        self.decompose(&all, weight, metric, moments, progress, &|_| None, spectrum, |i, values| {
+        let what = Matrices { these: &all, weight, metric, moments, leading: &|_| None };
+        self.decompose(&what, progress, spectrum, |i, values| {
             out[i] = values;
             Ok(())
         })?;
