@@ -194,6 +194,14 @@ impl Model {
         self.linear(slice).level()
     }
 
+    /// The components of an elastic checkpoint that are awake in a slice; `None` where its weight runs alone.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn components(&self, slice: usize) -> Option<&Factors> {
+        self.linear(slice).part()
+    }
+
     /// Changes how much of a slice of an elastic checkpoint is awake. Looks at another part of the same memory:
     /// nothing is copied.
     ///
