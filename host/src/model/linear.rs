@@ -201,6 +201,11 @@ impl Weight {
         matches!(self.stored, Stored::Absent)
     }
 
+    /// Whether it is rows of its own and coefficients.
+    pub(crate) fn is_pivoted(&self) -> bool {
+        matches!(self.stored, Stored::Pivoted(_))
+    }
+
     /// Gives a kept copy back.
     pub(crate) fn drop_dense(&mut self) {
         self.dense = OnceCell::new();

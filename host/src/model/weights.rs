@@ -126,7 +126,8 @@ impl<'a> Weights<'a> {
             Ok(a)
         };
         let (p, c) = (part(&basis, rank, cols)?, part(&coefficients, rows - rank, rank)?);
-        Pivoted::new(p, c, picked).map_err(|why| self.bad(&index, format!("{why}: the checkpoint is damaged; export it again")))
+        Pivoted::new(p, c, picked)
+            .map_err(|why| self.bad(&index, format!("{why}: the checkpoint is damaged; export it again")))
     }
 
     /// How many components a ladder has, by the tensor `name` or its codes.
