@@ -119,6 +119,10 @@ fn dense(args: &ExportArgs, dir: &Path, interrupt: &Interrupt, g: &Global) -> an
         (None, Some(_)) => bail!("{}: is no elastic checkpoint, so it has no --awake-budget", dir.display()),
         (None, None) => None,
         (Some(m), Some(share)) => Some(m.levels(dir, share)?),
+        (Some(m), None) if m.runs_base => bail!(
+            "{}: runs its base now; give an --awake-budget, or write the base with `plastic-host elastic wake --all --out`",
+            dir.display()
+        ),
         (Some(m), None) => Some(m.current()),
     };
     let share = manifest.as_ref().zip(levels.as_deref()).map(|(m, l)| share_of(m, l));
@@ -172,7 +176,8 @@ fn larger(args: &ExportArgs, dir: &Path, interrupt: &Interrupt, g: &Global) -> a
             100.0 * (plan.budget - plan.parameters) as f64 / plan.budget.max(1) as f64
         );
     }
-    let mut model = Model::load(dir, &LoadOptions { dense_budget: Some(0), levels: None, parked: true })?;
+    let levels = Some(manifest.named(&manifest.planned()));
+    let mut model = Model::load(dir, &LoadOptions { dense_budget: Some(0), levels, parked: true })?;
     let names: Vec<String> = manifest.stored.iter().map(|s| s.name.clone()).collect();
     let make = || -> Result<(f64, u64)> {
         let mut fixed = Fixed::new(dir, names.iter().map(String::as_str), &args.out, args.force)?;
