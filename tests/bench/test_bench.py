@@ -1,11 +1,14 @@
 """Checks of the benchmark's own arithmetic: `python3 -m unittest discover tests/bench`."""
 
+import gzip
+import json
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
 
+import bars
 import learning
 import overhead
 import pairs
@@ -29,6 +32,35 @@ class Pairs(unittest.TestCase):
         compared = pairs.compare([(10, 2), (5, 1), (5, 1)], lambda half: half)
         self.assertEqual(compared["ratio"], {"median": 5, "min": 5, "max": 5, "n": 3})
         self.assertEqual(compared["first"]["median"], 5)
+
+
+class Bars(unittest.TestCase):
+    BARS = {"water": {"0.8": 27.69, "0.6": 54.92}, "plain": {"0.8": 8.4e6}}
+
+    def test_what_is_to_be_beaten_follows_from_the_fourth_row(self):
+        self.assertEqual(bars.bar(self.BARS, "water", "0.8"), 27.69)
+        self.assertEqual(bars.bar(self.BARS, "refined", "0.8"), 27.69)
+        self.assertAlmostEqual(bars.bar(self.BARS, "refined", "0.6"), 0.85 * 54.92)
+        self.assertIsNone(bars.bar(self.BARS, "pivoted", "0.8"))
+        self.assertTrue(bars.reached("water", 27.69, 28.0) and not bars.reached("water", 27.69, 28.5))
+        self.assertTrue(bars.reached("plain", 8.4e6, 4e7))
+        self.assertIsNone(bars.reached("water", None, 1.0))
+
+    def test_coarse_weights_leave_room_for_repairs(self):
+        self.assertEqual([bars.coarse_bits(b) for b in ("0.9", "0.6", "0.4", "0.1")], [8, 8, 5, None])
+
+    def test_the_table_names_bar_and_result(self):
+        results = {("water", "0.8"): {"perplexity": 27.5}, ("plain", "0.8"): {"perplexity": 9.1e6}}
+        table = bars.markdown(results, self.BARS, ["plain", "water"], ["0.8", "0.6"]).splitlines()
+        self.assertEqual(table[2], "| plain SVD, uniform | 8.4e6 / **9.1e6** |  |")
+        self.assertEqual(table[3], "| two-sided whitening, one global threshold | 27.69 / **27.5** | 54.92 / - |")
+
+    def test_the_texts_are_what_the_bars_were_measured_on(self):
+        golden = json.loads((bars.GOLDEN / "bars.json").read_text())
+        for name in ("cal", "eval"):
+            rows = gzip.decompress((bars.GOLDEN / golden[name]["file"]).read_bytes()).splitlines()
+            self.assertEqual(len(rows), golden[name]["windows"])
+            self.assertTrue(all(len(json.loads(row)["tokens"]) == golden[name]["tokens"] for row in rows))
 
 
 class Processes(unittest.TestCase):

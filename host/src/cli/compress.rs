@@ -9,7 +9,7 @@ use super::{Global, base, locate, session, show, ui};
 use crate::compress::job::{Job, Stage};
 use crate::compress::manifest::{Manifest, Measured, SliceRecord};
 use crate::compress::residual;
-use crate::compress::settings::{BaseRecord, Calibration, Chooser, Coarse, Mode, Refinement, Settings, Svd};
+use crate::compress::settings::{BaseRecord, Calibration, Chooser, Coarse, Mode, Reach, Refinement, Settings, Svd};
 use crate::compress::work::{self, Work};
 use crate::eval::data::{self, Window};
 use crate::eval::perplexity::{self, Perplexity};
@@ -120,6 +120,9 @@ pub struct CompressArgs {
     /// Only slices whose name matches, such as 'model.layers.1?.mlp.*'; may be repeated
     #[arg(long, value_name = "GLOB")]
     layers: Vec<String>,
+    /// How many components of each slice are stored; all of them make a larger directory, for exports and every budget
+    #[arg(long, value_enum, default_value_t)]
+    ladder: Reach,
     /// Smallest awake budget that slices left dense must still be able to shrink for
     #[arg(long, value_name = "SHARE", default_value_t = 0.3)]
     floor: f64,
@@ -143,7 +146,7 @@ pub struct CompressArgs {
 }
 
 /// 32, 64 or 128.
-fn group(text: &str) -> Result<u32, String> {
+pub(super) fn group(text: &str) -> Result<u32, String> {
     match text {
         "32" | "64" | "128" => text.parse().map_err(|e| format!("{e}")),
         _ => Err("32, 64 or 128".into()),
@@ -357,6 +360,7 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
         },
         factor_bits: args.factor_bits,
         refine: args.refinement(),
+        ladder: args.ladder,
         floor: args.floor,
         slices: elastic.slices().iter().map(|s| s.name.clone()).collect(),
         self_contained: args.self_contained,

@@ -1,4 +1,5 @@
-//! `plastic-host export`: one weight as a file of quantised factors, and back.
+//! `plastic-host export`: one weight as a file of quantised factors, and back; an elastic checkpoint as a fixed one
+//! ([`super::export_fixed`]).
 
 use super::Global;
 use super::matrix::{self, SvdOptions};
@@ -25,6 +26,9 @@ Examples:
   plastic-host export --from-weight smollm2-135m:model.layers.0.self_attn.q_proj --rank 128 --out q.safetensors
   plastic-host export --from-weight big.npz:w --svd randomized --power-iterations 4 --out factors.safetensors
   plastic-host export --reconstruct factors.safetensors --out w.npy --against weight.npy
+  plastic-host export --materialise small --out dense                  what is awake, as mlx-lm loads it
+  plastic-host export --materialise small --awake-budget 0.6 --bits 4 --out dense
+  plastic-host export --pivoted full --awake-budget 0.8 --out fixed    made with compress --ladder full
 
 A weight is FILE.npy, FILE.npz[:MEMBER], FILE.safetensors[:TENSOR], or BASE:MODULE of a checkpoint, which is dequantised.
 The file of factors is the one mlx-plastic-rank writes and reads: U, S and Vh, a byte a value."
@@ -36,22 +40,37 @@ pub struct ExportArgs {
     /// Multiply the factors of this file and write the weight, as float32
     #[arg(long, value_name = "FILE", group = "source", conflicts_with = "SvdOptions")]
     reconstruct: Option<PathBuf>,
-    /// The file to write: .safetensors; of --reconstruct also .npy or .npz
+    /// Write what is awake in this elastic checkpoint as a dense one, which mlx-lm loads
+    #[arg(long, value_name = "DIR", group = "source", conflicts_with = "SvdOptions")]
+    pub(super) materialise: Option<PathBuf>,
+    /// Write this elastic checkpoint with larger ranks in as many parameters: each slice as some of its own rows and coefficients; fixed, no smaller budget runs from it
+    #[arg(long, value_name = "DIR", group = "source", conflicts_with = "SvdOptions")]
+    pub(super) pivoted: Option<PathBuf>,
+    /// The file to write: .safetensors; of --reconstruct also .npy or .npz; of --materialise and --pivoted a directory
     #[arg(long, short, value_name = "FILE")]
-    out: PathBuf,
+    pub(super) out: PathBuf,
     /// Rank of the factors [default: 64, or the full rank where that is less]
-    #[arg(long, short, value_name = "N", conflicts_with = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short, value_name = "N", conflicts_with_all = ["reconstruct", "materialise", "pivoted"], value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
-    /// Bits of a value; it takes a byte all the same
-    #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "reconstruct", value_parser = clap::value_parser!(u32).range(1..=8))]
-    bits: u32,
+    /// Bits of a value: of factors 1 to 8, each in a byte [default: 8]; of --materialise 2 to 6, 8, 16 or 32 [default: 16]; of --pivoted 4, 8 or 16 [default: 16]
+    #[arg(long, value_name = "N", conflicts_with = "reconstruct", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub(super) bits: Option<u32>,
+    /// With --materialise --bits: weights that share a scale: 32, 64 or 128 [default: 64]
+    #[arg(long, value_name = "N", requires = "materialise", value_parser = super::compress::group)]
+    pub(super) group_size: Option<u32>,
+    /// Of --materialise and --pivoted: the share of the slices' parameters to take [default: what is awake]
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["from_weight", "reconstruct"])]
+    pub(super) awake_budget: Option<f64>,
+    /// Replace a checkpoint at --out
+    #[arg(long, conflicts_with_all = ["from_weight", "reconstruct"])]
+    pub(super) force: bool,
     #[command(flatten)]
     svd: SvdOptions,
     /// With --svd randomized: seed of the random matrix
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "reconstruct")]
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["reconstruct", "materialise", "pivoted"])]
     seed: u64,
     /// With --reconstruct: print the error against this weight
-    #[arg(long, value_name = "WEIGHT", conflicts_with = "from_weight")]
+    #[arg(long, value_name = "WEIGHT", conflicts_with_all = ["from_weight", "materialise", "pivoted"])]
     against: Option<Source>,
 }
 
@@ -102,6 +121,9 @@ struct Reconstructed {
 /// When the source cannot be read or is none, the rank is too large, or the file cannot be written.
 pub fn run(args: &ExportArgs, g: &Global) -> anyhow::Result<ExitCode> {
     mlx::device::init()?;
+    if args.materialise.is_some() || args.pivoted.is_some() {
+        return super::export_fixed::run(args, g);
+    }
     match (&args.from_weight, &args.reconstruct) {
         (Some(source), _) => factors(args, source, g)?,
         (None, Some(file)) => weight(args, file, g)?,
@@ -119,13 +141,17 @@ fn factors(args: &ExportArgs, source: &Source, g: &Global) -> anyhow::Result<()>
     let (rows, cols) = (w.rows(), w.cols());
     let most = rows.min(cols).min(u32::MAX as usize) as u32;
     let rank = args.rank.unwrap_or(RANK.min(most));
+    let bits = args.bits.unwrap_or(8);
+    if bits > 8 {
+        bail!("--bits {bits}: a value of a factor has 1 to 8");
+    }
     if rank > most {
         bail!("--rank {rank}: {source} is a {rows} x {cols} weight, whose ranks are 1 to {most}");
     }
     let method = args.svd.method(args.seed);
     let svd = method.decompose(&w.weight, rank).with_context(|| source.to_string())?;
     let rel_error_unquantised = compactness::rel_error(&w.weight, &compactness::product(&svd)?)?;
-    let made = Factors::quantise(&svd, args.bits).with_context(|| source.to_string())?;
+    let made = Factors::quantise(&svd, bits).with_context(|| source.to_string())?;
     let distance = Distance::of(&w.weight, &made.reconstruct()?)?;
     let file_bytes = made.write(&args.out)?;
     let (dense_bytes, qlr_bytes) = (4 * (rows * cols) as u64, made.nbytes());
@@ -136,7 +162,7 @@ fn factors(args: &ExportArgs, source: &Source, g: &Global) -> anyhow::Result<()>
         stored_bytes: w.stored_bytes,
         dense_bytes,
         rank,
-        bits: args.bits,
+        bits,
         method,
         qlr_bytes,
         file_bytes,

@@ -24,6 +24,7 @@ mod doctor;
 mod elastic;
 mod eval;
 mod export;
+mod export_fixed;
 mod fetching;
 mod generate;
 mod interrupt;

@@ -53,27 +53,36 @@ pub fn encode(slice: &str, kind: Kind, components: &Components, bits: u32) -> Re
     let balanced = balance(components)?;
     let mut tensors = Vec::new();
     let mut side = |name: &str, rows: &Array| -> Result<Array> {
-        let name = kind.tensor(slice, name);
-        let what = "rounding components";
-        let Some(g) = group(rows.dim(1) as u32, bits).filter(|_| rows.dim(0) > 0) else {
-            let stored = rows.as_dtype(Dtype::Float16).context(what)?;
-            tensors.push(of_array(name, &stored)?);
-            return Ok(stored.as_dtype(Dtype::Float32).context(what)?);
-        };
-        let (codes, scales, biases) = mlx_rs::ops::quantize(rows, g as i32, bits as i32).context(what)?;
-        let half = |a: &Array| a.as_dtype(Dtype::Float16).context(what);
-        let (scales, biases) = (half(&scales)?, half(&biases)?);
-        let wide = |a: &Array| a.as_dtype(Dtype::Float32).context(what);
-        let scheme = Scheme { group_size: g, bits, mode: Mode::Affine };
-        let packed = Packed { codes: codes.clone(), scales: wide(&scales)?, biases: Some(wide(&biases)?), scheme };
-        for (part, a) in [("weight", &codes), ("scales", &scales), ("biases", &biases)] {
-            tensors.push(of_array(format!("{name}.{part}"), a)?);
-        }
-        Ok(packed.dequantize()?)
+        let (more, back) = rounded(&kind.tensor(slice, name), rows, bits)?;
+        tensors.extend(more);
+        Ok(back)
     };
     let (a, b) = (side("a", &balanced.a)?, side("b", &balanced.b)?);
     mlx::eval([&a, &b])?;
     Ok((tensors, Components { a, b }))
+}
+
+/// Rounds a matrix (float32, groups along its rows) to tensors named `name` or `name.*`.
+///
+/// Answers them, and the matrix as it will be read back, float32.
+///
+/// # Errors
+/// Whatever MLX reports.
+pub fn rounded(name: &str, rows: &Array, bits: u32) -> Result<(Vec<Tensor>, Array)> {
+    let what = "rounding components";
+    let Some(g) = group(rows.dim(1) as u32, bits).filter(|_| rows.dim(0) > 0) else {
+        let stored = rows.as_dtype(Dtype::Float16).context(what)?;
+        return Ok((vec![of_array(name.to_owned(), &stored)?], stored.as_dtype(Dtype::Float32).context(what)?));
+    };
+    let (codes, scales, biases) = mlx_rs::ops::quantize(rows, g as i32, bits as i32).context(what)?;
+    let half = |a: &Array| a.as_dtype(Dtype::Float16).context(what);
+    let (scales, biases) = (half(&scales)?, half(&biases)?);
+    let wide = |a: &Array| a.as_dtype(Dtype::Float32).context(what);
+    let scheme = Scheme { group_size: g, bits, mode: Mode::Affine };
+    let packed = Packed { codes: codes.clone(), scales: wide(&scales)?, biases: Some(wide(&biases)?), scheme };
+    let parts = [("weight", &codes), ("scales", &scales), ("biases", &biases)];
+    let tensors = parts.into_iter().map(|(part, a)| of_array(format!("{name}.{part}"), a));
+    Ok((tensors.collect::<crate::model::Result<_>>()?, packed.dequantize()?))
 }
 
 /// The same components, both vectors of each of the same length.

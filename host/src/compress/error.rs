@@ -40,6 +40,9 @@ pub enum Error {
     /// Ctrl-C; everything done so far is kept.
     #[error("interrupted; go on with the same command and --resume, or delete {}", .0.display())]
     Interrupted(PathBuf),
+    /// Ctrl-C; nothing was written.
+    #[error("interrupted; nothing was written")]
+    Stopped,
     /// A plugin failed.
     #[error(transparent)]
     Plugin(#[from] Fault),

@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 use super::manifest::{Manifest, component_cost};
 use super::plan::{self, Facts};
 use super::refine::{self, Learner};
-use super::settings::{Chooser, Refinement, Settings, Svd};
+use super::settings::{Chooser, Reach, Refinement, Settings, Svd};
 use super::work::{Decided, Work};
 use super::{budget, budget::Rungs, residual};
 use crate::mlx::{Array, randomized};
@@ -103,7 +103,11 @@ impl Job<'_> {
         let first = self.decide(1.0, Computed::new(), watch)?;
         let slices = self.elastic.slices().to_vec();
         // Beyond this rank the dense slice is smaller.
-        let most = |s: &Slice| (s.dense_parameters / s.component_parameters.max(1)).min(u64::from(s.max_rank)) as u32;
+        let whole_ladder = self.settings.ladder == Reach::Full;
+        let most = |s: &Slice| match whole_ladder {
+            true => s.max_rank,
+            false => (s.dense_parameters / s.component_parameters.max(1)).min(u64::from(s.max_rank)) as u32,
+        };
         let whole =
             Decided { levels: vec![Level::Dense; slices.len()], stored: slices.iter().map(most).collect(), ..first };
         self.parts(&whole, watch)?;
@@ -384,10 +388,13 @@ fn mapped(ranks: &Levels, slices: &[Slice]) -> Result<Vec<Level>> {
     slices.iter().map(one).collect()
 }
 
-/// How many components of each slice are stored: those of the plan, and of a slice that stays dense those that a
+/// How many components of each slice are stored: all where the settings say so; else those of the plan, and of a slice that stays dense those that a
 /// smaller budget wakes in its place.
 fn stored(settings: &Settings, slices: &[Slice], levels: &[Level], spectra: &[Vec<f32>]) -> Vec<u32> {
     let rank = |level: &Level| if let Level::Rank(r) = level { *r } else { 0 };
+    if settings.ladder == Reach::Full {
+        return slices.iter().map(|s| s.max_rank).collect();
+    }
     if settings.coarse.is_some() {
         return levels.iter().map(rank).collect();
     }

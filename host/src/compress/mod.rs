@@ -7,16 +7,24 @@
 //! [`inspect`] says what such a directory holds and what less of it would cost, [`picture`] draws that, and [`restore`]
 //! has the base back bit for bit.
 //!
+//! From an elastic checkpoint fixed ones are made ([`fixed`]): dense ([`materialise`]) or with larger ranks in the same
+//! bytes ([`pivoted`]).
+//!
 //! The base is only read. The new directory appears whole or not at all; errors name the file or the slice.
 
 pub mod assemble;
 pub mod budget;
 pub mod encode;
 pub mod error;
+pub mod fixed;
 pub mod inspect;
 pub mod job;
 pub mod manifest;
+pub mod materialise;
 pub mod picture;
+pub mod pivot;
+pub mod pivot_budget;
+pub mod pivoted;
 pub mod plan;
 pub mod refine;
 pub mod residual;

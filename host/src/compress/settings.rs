@@ -18,6 +18,23 @@ pub enum Mode {
     Residual,
 }
 
+/// How many components of a slice are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// Those that the budget wakes, or a smaller one
+    #[default]
+    Budget,
+    /// All of them, for every budget and for exports
+    Full,
+}
+
+impl Reach {
+    fn is_budget(&self) -> bool {
+        *self == Reach::Budget
+    }
+}
+
 /// How components are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -128,6 +145,9 @@ pub struct Settings {
     /// Distillation of the base into the components.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refine: Option<Refinement>,
+    /// How many components are stored.
+    #[serde(default, skip_serializing_if = "Reach::is_budget")]
+    pub ladder: Reach,
     /// Smallest share that must be within reach without what the budget leaves dense.
     pub floor: f64,
     /// Names of the slices that may change.

@@ -194,6 +194,22 @@ impl Model {
         self.linear(slice).level()
     }
 
+    /// Whether a slice is stored as rows of its own and coefficients.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn is_pivoted(&self, slice: usize) -> bool {
+        self.linear(slice).weight.is_pivoted()
+    }
+
+    /// The components of an elastic checkpoint that are awake in a slice; `None` where its weight runs alone.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn components(&self, slice: usize) -> Option<&Factors> {
+        self.linear(slice).part()
+    }
+
     /// Changes how much of a slice of an elastic checkpoint is awake. Looks at another part of the same memory:
     /// nothing is copied.
     ///

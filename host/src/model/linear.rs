@@ -7,6 +7,7 @@
 //! after sleeping and waking are those from before, bit for bit.
 
 use super::ladder::{self, Ladder, Level};
+use super::pivot::Pivoted;
 use crate::mlx::quant::{Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
 use std::cell::OnceCell;
@@ -72,6 +73,8 @@ pub(crate) enum Stored {
     Float(Array),
     /// Quantised.
     Packed(Packed),
+    /// Rows of its own and coefficients.
+    Pivoted(Pivoted),
     /// Not in memory: components stand in its place.
     Absent,
 }
@@ -100,7 +103,7 @@ impl Weight {
     pub(crate) fn packed(&self) -> Option<&Packed> {
         match &self.stored {
             Stored::Packed(p) => Some(p),
-            Stored::Float(_) | Stored::Absent => None,
+            Stored::Float(_) | Stored::Pivoted(_) | Stored::Absent => None,
         }
     }
 
@@ -108,7 +111,7 @@ impl Weight {
     pub(crate) fn scheme(&self) -> Option<Scheme> {
         match &self.stored {
             Stored::Packed(p) => Some(p.scheme),
-            Stored::Float(_) | Stored::Absent => None,
+            Stored::Float(_) | Stored::Pivoted(_) | Stored::Absent => None,
         }
     }
 
@@ -116,7 +119,8 @@ impl Weight {
     pub(crate) fn dense_cost(&self) -> u64 {
         match &self.stored {
             Stored::Float(w) if w.dtype() == Dtype::Float32 => 0,
-            Stored::Absent => 0,
+            // Its two thin products are what it saves by.
+            Stored::Pivoted(_) | Stored::Absent => 0,
             _ => 4 * (self.rows * self.cols) as u64,
         }
     }
@@ -149,6 +153,7 @@ impl Weight {
             Stored::Float(w) if w.dtype() == Dtype::Float32 => Ok(w.clone()),
             Stored::Float(w) => w.as_dtype(Dtype::Float32).context("widening a weight"),
             Stored::Packed(p) => p.dequantize()?.as_dtype(Dtype::Float32).context("widening a weight"),
+            Stored::Pivoted(p) => p.product(),
             Stored::Absent => Err(absent()),
         }
     }
@@ -175,6 +180,7 @@ impl Weight {
         let rows = x.size() / self.cols.max(1);
         match &self.stored {
             Stored::Packed(p) if rows <= self.few_rows || !self.dense_is_faster => p.matmul(x),
+            Stored::Pivoted(p) => p.apply(x),
             _ => x.matmul(self.dense()?.transpose()?).context("projection"),
         }
     }
@@ -184,6 +190,7 @@ impl Weight {
         let rows = match &self.stored {
             Stored::Float(w) => w.take_axis(index, 0)?,
             Stored::Packed(p) => p.rows(index)?.dequantize()?,
+            Stored::Pivoted(p) => p.product()?.take_axis(index, 0)?,
             Stored::Absent => return Err(absent()),
         };
         rows.as_dtype(Dtype::Float32).context("embedding")
@@ -192,6 +199,11 @@ impl Weight {
     /// Whether it is not in memory.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self.stored, Stored::Absent)
+    }
+
+    /// Whether it is rows of its own and coefficients.
+    pub(crate) fn is_pivoted(&self) -> bool {
+        matches!(self.stored, Stored::Pivoted(_))
     }
 
     /// Gives a kept copy back.
@@ -204,6 +216,7 @@ impl Weight {
         let stored = match &self.stored {
             Stored::Float(w) => w.nbytes(),
             Stored::Packed(p) => p.arrays().map(Array::nbytes).sum(),
+            Stored::Pivoted(p) => p.arrays().into_iter().map(Array::nbytes).sum(),
             Stored::Absent => 0,
         };
         (stored as u64, self.dense.get().map_or(0, |w| w.nbytes() as u64))
@@ -256,6 +269,11 @@ impl Linear {
             None => Ok(y),
             Some(b) => y.add(b).context("adding a bias"),
         }
+    }
+
+    /// The components that are awake.
+    pub(crate) fn part(&self) -> Option<&Factors> {
+        self.part.as_ref()
     }
 
     fn repairs(&self) -> bool {

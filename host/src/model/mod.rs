@@ -24,6 +24,7 @@ pub mod ladder;
 pub mod layout;
 mod linear;
 pub mod paths;
+mod pivot;
 pub mod pypi;
 pub mod registry;
 pub mod rope;

@@ -12,6 +12,7 @@ use super::error::{Error, Result};
 use super::finite::{first_bad, first_bad_code};
 use super::ladder::{self, Ladder, Level, Levels};
 use super::linear::{Linear, Stored, Weight};
+use super::pivot::Pivoted;
 use crate::mlx::quant::{Mode, Packed, Scheme};
 use crate::mlx::{self, Array, Dtype};
 use mlx_rs::ops::indexing::TryIndexOp;
@@ -56,6 +57,10 @@ impl<'a> Weights<'a> {
     /// The projection `module` [rows, cols], with its bias when there should be one.
     pub(crate) fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
         let bias = bias.then(|| self.vector(&format!("{module}.bias"), rows)).transpose()?;
+        if self.has(&format!("{module}.pivot.rows")) {
+            let stored = Stored::Pivoted(self.pivoted(module, rows, cols)?);
+            return Ok(Linear::new(Weight::new(stored, rows, cols, self.dense_is_faster), bias));
+        }
         let kind = ["ladder", "repair"].into_iter().find(|k| {
             let a = format!("{module}.{k}.a");
             self.has(&a) || self.has(&format!("{a}.weight"))
@@ -103,6 +108,26 @@ impl<'a> Weights<'a> {
         let mut linear = Linear::new(weight, bias).with_ladder(Some(ladder));
         linear.set_level(level)?;
         Ok(linear)
+    }
+
+    /// The slice `module` [rows, cols] stored as rows of its own and coefficients.
+    fn pivoted(&self, module: &str, rows: usize, cols: usize) -> Result<Pivoted> {
+        let [index, basis, coefficients] = ["rows", "basis", "coefficients"].map(|p| format!("{module}.pivot.{p}"));
+        let rank = self.checkpoint.info(&index).and_then(|i| i.shape.first()).copied().unwrap_or(0);
+        if rank == 0 || rank >= rows || rank > cols {
+            return Err(self.bad(&index, format!("names {rank} rows of a slice [{rows}, {cols}]; export it again")));
+        }
+        let picked = self.typed(&index, &[rank], &["I32"])?;
+        mlx::eval([&picked])?;
+        let picked = picked.try_as_slice::<i32>().map_err(|e| self.bad(&index, format!("cannot be read: {e}")))?;
+        let part = |name: &str, r: usize, c: usize| -> Result<Array> {
+            let a = self.floats_or_packed(name, r, c)?;
+            self.finite(name, &a)?;
+            Ok(a)
+        };
+        let (p, c) = (part(&basis, rank, cols)?, part(&coefficients, rows - rank, rank)?);
+        Pivoted::new(p, c, picked)
+            .map_err(|why| self.bad(&index, format!("{why}: the checkpoint is damaged; export it again")))
     }
 
     /// How many components a ladder has, by the tensor `name` or its codes.

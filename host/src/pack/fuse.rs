@@ -101,13 +101,20 @@ impl<'a> Fusion<'a> {
     /// Of what packs add to the base in `dir`, of which `model` was loaded.
     ///
     /// # Errors
-    /// When the base cannot be read.
+    /// When the base cannot be read, or stores a slice that changes as components.
     pub fn new(model: &'a Model, dir: &'a Path, attachment: &'a Attachment, bits: Bits) -> Result<Fusion<'a>> {
         if awake::recorded(dir)?.is_some() {
             return Err(Error::file(
                 dir,
                 "is an elastic checkpoint, which packs cannot be folded into; fuse them into its base, and compress that",
             ));
+        }
+        if let Some((i, _)) = attachment.iter().find(|(i, _)| model.is_pivoted(*i)) {
+            let name = &model.slices()[i].name;
+            let reason = format!(
+                "stores {name} pivoted, and a pack is folded into weights; write those first with `plastic-host export --materialise`"
+            );
+            return Err(Error::file(dir, reason));
         }
         Ok(Fusion { model, checkpoint: Checkpoint::open(dir)?, dir, attachment, bits })
     }
