@@ -9,7 +9,7 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
-.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins bench-packs bars lint fuzz clean distclean
+.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins bench-packs bench-compress bars lint fuzz clean distclean
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -20,6 +20,7 @@ help:
 	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
 	@echo 'make bench-plugins what loading and calling a plugin costs'
 	@echo 'make bench-packs  training a pack beside mlx-lm: speed and memory'
+	@echo 'make bench-compress  decomposing a model beside NumPy: speed and memory'
 	@echo 'make bars         compress by every method and compare perplexities; BARS=--quick for two budgets'
 	@echo 'make fuzz         attack the plugin boundary, FUZZ_SECONDS=$(FUZZ_SECONDS) for each target (needs cargo-fuzz)'
 	@echo 'make lint         formatting, clippy, licences'
@@ -50,6 +51,9 @@ bench-plugins: plugins model
 
 bench-packs: model
 	python3 -B tests/bench/packs.py
+
+bench-compress: plugins model
+	python3 -B tests/bench/compress.py
 
 bars: plugins model
 	python3 -B tests/bench/bars.py $(BARS)

@@ -39,8 +39,9 @@ def summary(machine, blas, packages, command):
         "* plastic-host {}; mlx-lm {}, mlx {}, Python {}".format(
             machine["plastic_host"], packages.get("mlx-lm"), packages.get("mlx"), machine["python"]
         ),
-        f"* peer's float32 product of 1024 x 1024: {gflops(blas)}",
     ]
+    if blas.get("stock"):
+        lines.append(f"* peer's float32 product of 1024 x 1024: {gflops(blas)}")
     if machine["provisional"]:
         lines.insert(0, f"**Provisional: {machine['provisional']}.**\n")
     return "\n".join(lines)

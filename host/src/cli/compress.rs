@@ -331,7 +331,10 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     };
     let before =
         if args.no_eval { None } else { Some(score(&model, &windows, args, &interrupt, g, "scoring the base")?) };
-    model.warm()?;
+    // As it scores, with the copies that makes.
+    if !args.no_eval {
+        model.warm()?;
+    }
     let memory_before = model.resident().total();
     let elastic = Elastic::new(model, chosen);
     let settings = Settings {
@@ -417,8 +420,9 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let manifest = job.assemble(&args.out, &decided, |staged, manifest| {
         let model = Model::load(staged, &LoadOptions::default())?;
         manifest.notes = notes;
-        // As it scores, with the copies that makes.
-        model.warm()?;
+        if !args.no_eval {
+            model.warm()?;
+        }
         memory_after = model.resident().total();
         if let Some(before) = &before {
             let after = match score(&model, &windows, args, &interrupt, g, "scoring the compressed model") {
@@ -445,6 +449,8 @@ pub fn run(args: &CompressArgs, g: &Global) -> anyhow::Result<ExitCode> {
         manifest: &manifest,
         disk: [manifest.settings.base.bytes, manifest.files.values().map(|f| f.bytes).sum()],
         memory: [memory_before, memory_after],
+        peak_mlx: mlx::memory::mlx().1,
+        workers: mlx::workers::count(),
         seconds: begun.elapsed().as_secs_f64(),
     };
     match g.json {
@@ -462,6 +468,10 @@ struct Report<'a> {
     disk: [u64; 2],
     /// Bytes in memory as loaded, before and after.
     memory: [u64; 2],
+    /// Most bytes that MLX held at once.
+    peak_mlx: u64,
+    /// Slices that were decomposed at once.
+    workers: usize,
     seconds: f64,
     #[serde(flatten)]
     manifest: &'a Manifest,
