@@ -40,10 +40,8 @@ impl Pivoted {
                 None => return Err(format!("names row {row} of a slice with {all} rows")),
             }
         }
-        let mut next = rows.len() as i32;
-        for p in place.iter_mut().filter(|p| **p < 0) {
+        for (next, p) in (rows.len() as i32..).zip(place.iter_mut().filter(|p| **p < 0)) {
             *p = next;
-            next += 1;
         }
         let place = Array::from_slice(&place, &[all as i32]);
         Ok(Pivoted { basis, coefficients, place })
