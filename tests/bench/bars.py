@@ -4,10 +4,10 @@
 `make bars` compresses the default base by each method at each share of its slices' parameters, measures perplexity on
 48 windows of 512 tokens, and prints a Markdown table with the bars of tests/golden/bars beside what was reached. The
 first compression gathers calibration statistics, a minute or two; the cache keeps them. Each run then takes about a
-minute on four calm cores, with distillation (the row `refined`) as many seconds more as it has steps, or more.
+minute on four calm cores; distillation (the row `refined`) some seconds more for each of its steps.
 
 Rows: plain, input, fisher (the same share of every slice, in three metrics), water (one threshold for all slices),
-pivoted (the same, stored as rows and coefficients), refined (water, then distilled), residual (a coarse quantisation
+pivoted (the same, stored as rows and coefficients), refined (distilled once, in 8 bits, one file), residual (a coarse quantisation
 and repairs; shares are of the bytes in float16).
 
 Exit code: 0 when every bar is reached, 1 when one is missed or a run failed, 2 wrong usage.
@@ -33,7 +33,7 @@ ROWS = {
     "fisher": "two-sided whitening, uniform",
     "water": "two-sided whitening, one global threshold",
     "pivoted": "the same, pivoted storage (not nested)",
-    "refined": "one global threshold, distilled",
+    "refined": "one global threshold, distilled; one file for all",
     "residual": "coarse weights and repairs, by bytes",
 }
 UNIFORM = ("plain", "input", "fisher")
@@ -129,11 +129,10 @@ class Bench:
         factors = ["--factor-bits", 16]
         if row == "pivoted":
             return self.pivoted(budget)
+        if row == "refined":
+            return self.refined(budget)
         if row in UNIFORM:
             made = self.compress(row, "uniform", budget, "--policy-opt", f"metric={row}", *factors)
-        elif row == "refined":
-            steps = ["--refine", self.args.refine_steps]
-            made = self.compress(row, "water-fill", budget, *factors, *steps)
         elif row == "residual":
             mode = ["--mode", "residual", "--bits", coarse_bits(budget), "--factor-bits", 8]
             made = self.compress(row, "water-fill", budget, *mode)
@@ -145,17 +144,31 @@ class Bench:
         cell = {"perplexity": found["after"], "standard_error": error, "share": made["share"], "bytes": made["disk"][1]}
         return {**cell, "base": found["before"]}
 
+    def refined(self, budget):
+        """The same of one file, distilled once at the largest budget and run at each."""
+        made = self.folder / "refined"
+        if not made.is_dir():
+            largest = max(self.args.budgets, key=float)
+            self.compress("refined", "water-fill", largest, "--refine", self.args.refine_steps, "--no-eval")
+        found = self.scored(made, "--awake-budget", budget)
+        size = sum(file.stat().st_size for file in made.glob("*.safetensors"))
+        return {**found, "share": float(budget), "bytes": size}
+
+    def scored(self, base, *more):
+        """Perplexity of a checkpoint and its standard error."""
+        window = self.golden["eval"]["tokens"]
+        found = self.run("eval", "--base", base, "--data", self.text["eval"], "--window", window, *more)
+        return {"perplexity": found["perplexity"], "standard_error": found["perplexity_standard_error"]}
+
     def pivoted(self, budget):
         """The same of a pivoted export. All components of all slices are stored once, for every budget."""
         whole, fixed = self.folder / "whole", self.folder / "fixed"
         if not whole.is_dir():
             self.compress("whole", "water-fill", 1, "--ladder", "full", "--factor-bits", 16, "--no-eval")
         made = self.run("export", "--pivoted", whole, "--awake-budget", budget, "--out", fixed, "--force")
-        window = self.golden["eval"]["tokens"]
-        found = self.run("eval", "--base", fixed, "--data", self.text["eval"], "--window", window)
+        found = self.scored(fixed)
         shutil.rmtree(fixed)
-        cell = {"perplexity": found["perplexity"], "standard_error": found["perplexity_standard_error"]}
-        return {**cell, "share": made["share"], "bytes": made["bytes"], "as_factors": made["share_as_factors"]}
+        return {**found, "share": made["share"], "bytes": made["bytes"], "as_factors": made["share_as_factors"]}
 
 
 def options():
@@ -167,7 +180,7 @@ def options():
     add("--rows", default=",".join(ROWS), help="some of the rows only, with commas (default: all)")
     add("--budgets", default=",".join(BUDGETS), help="shares, with commas (default: %(default)s)")
     add("--quick", action="store_true", help=f"only {' and '.join(QUICK)}")
-    add("--refine-steps", type=int, default=400, metavar="N", help="updates of the row refined (default %(default)s)")
+    add("--refine-steps", type=int, default=48, metavar="N", help="updates of the row refined (default %(default)s)")
     add("--json", type=Path, default=ROOT / "target" / "bench" / "bars.json", metavar="FILE", help="raw numbers")
     add("--host", type=Path, default=ROOT / "target" / "release" / "plastic-host", help="the program")
     add("--base", default="smollm2-135m", help="model, as plastic-host names it; the bars are of the default one")
