@@ -33,9 +33,12 @@ impl Report<'_> {
         let parameters = m.parameters();
         let kept = m.awake_parameters(&m.stored.iter().map(|s| s.planned).collect::<Vec<_>>());
         say!(
-            "kept        {:.1} % of the {} parameters of {} slices",
+            "kept        {:.1} % of {} of {} slices",
             100.0 * kept as f64 / parameters as f64,
-            show::millions(parameters),
+            match m.settings.coarse {
+                None => format!("the {} parameters", show::millions(parameters)),
+                Some(_) => format!("the {} in float16", show::megabytes(2 * parameters)),
+            },
             m.stored.len()
         );
         say!("on disk     {} -> {}", show::megabytes(self.disk[0]), show::megabytes(self.disk[1]));
@@ -61,7 +64,11 @@ impl Report<'_> {
 
 /// One line a kind of slice.
 fn kinds(m: &Manifest) -> comfy_table::Table {
-    let headers = ["slices", "number", "dense", "rank of the others", "kept", "kept by layer"];
+    let repairs = m.settings.coarse.is_some();
+    let headers = match repairs {
+        false => ["slices", "number", "dense", "rank of the others", "kept", "kept by layer"],
+        true => ["slices", "number", "dense", "rank of the repair", "repair", "repair by layer"],
+    };
     let mut table = table::plain(&headers, &[1, 2, 3, 4]);
     let kind = |name: &str| name.rsplit_once('.').map_or(name, |(_, k)| k).to_owned();
     let mut order: Vec<String> = Vec::new();
