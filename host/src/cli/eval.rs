@@ -145,12 +145,12 @@ pub fn run(args: &EvalArgs, g: &Global) -> anyhow::Result<ExitCode> {
         true => {
             say!("{}", serde_json::to_string_pretty(&Document { origin: &origin, text: &text, measured: &measured })?)
         }
-        false => report(&text, &measured, g),
+        false => report(&origin, &text, &measured, g),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(text: &Text, m: &Perplexity, g: &Global) {
+fn report(origin: &Origin, text: &Text, m: &Perplexity, g: &Global) {
     let error = |se: Option<f64>, digits: usize| se.map_or(String::new(), |se| format!(" ± {se:.digits$}"));
     say!(
         "perplexity  {:.3}{} (mean loss {:.4}{} nats per token)",
@@ -161,6 +161,9 @@ fn report(text: &Text, m: &Perplexity, g: &Global) {
     );
     if g.quiet {
         return;
+    }
+    if let Some(budget) = origin.awake_budget {
+        say!("awake       {budget} of the slices' parameters of {}", origin.base);
     }
     say!(
         "text        {}: {} of {} windows of {} tokens, {} tokens scored",

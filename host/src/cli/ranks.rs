@@ -9,17 +9,21 @@ use std::path::Path;
 const MAX_FILE: u64 = 16 << 20;
 
 /// The level of every slice, from `text`: the name of a JSON file, or pairs such as `q_proj:64,*:dense`. A pattern is
-/// the whole name of a slice, its last part, or a glob over the whole name; the first that matches counts.
+/// the whole name of a slice, its last part, or a glob over the whole name; the first that matches counts. A rank of 0
+/// is a slice without repair where components repair one, and no slice otherwise.
 ///
 /// # Errors
 /// When the file or a pair cannot be read, a pattern matches nothing, a rank is too high or a slice is left out.
-pub fn read(text: &str, slices: &[Slice]) -> anyhow::Result<Levels> {
+pub fn read(text: &str, slices: &[Slice], repairs: bool) -> anyhow::Result<Levels> {
     let pairs = match Path::new(text).is_file() {
         true => from_file(Path::new(text))?,
         false => from_pairs(text)?,
     };
     let mut out = Levels::new();
     for (pattern, level) in pairs {
+        if level == Level::Rank(0) && !repairs {
+            bail!("--ranks: {pattern}:0 would take slices out of the model; give them 1 or more, or dense");
+        }
         let glob = globset::Glob::new(&pattern).with_context(|| format!("--ranks {pattern:?}"))?.compile_matcher();
         let hit = |s: &&Slice| {
             s.name == pattern
@@ -100,23 +104,24 @@ mod tests {
 
     #[test]
     fn the_first_pattern_that_matches_counts() {
-        let l = read("q:4,*:dense", &slices()).unwrap();
+        let l = read("q:4,*:dense", &slices(), false).unwrap();
         assert_eq!(l["model.layers.0.self_attn.q_proj"], Level::Rank(4));
         assert_eq!(l["model.layers.1.mlp.up_proj"], Level::Dense);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("r.json");
         std::fs::write(&file, r#"{"model.layers.1.*": 2, "q_proj": "dense"}"#).unwrap();
-        let l = read(file.to_str().unwrap(), &slices()).unwrap();
+        let l = read(file.to_str().unwrap(), &slices(), false).unwrap();
         assert_eq!(l["model.layers.1.mlp.up_proj"], Level::Rank(2));
     }
 
     #[test]
     fn what_is_wrong_is_said() {
-        let error = |t: &str| read(t, &slices()).unwrap_err().to_string();
+        let error = |t: &str| read(t, &slices(), false).unwrap_err().to_string();
         assert!(error("q:9,*:dense").contains("8 components"));
         assert!(error("q:4").contains("nothing is said about"));
         assert!(error("z_proj:1,*:dense").contains("matches no slice"));
         assert!(error("nothing").contains("no pairs"));
+        assert!(error("q:0,*:dense").contains("1 or more"));
         assert!(error("q:x").contains("a rank is a number"));
     }
 }

@@ -548,7 +548,20 @@ pub(super) fn too_little(model: &Model, pass: &moments::Pass) -> Vec<String> {
         .into_iter()
         .filter(|(_, count)| count * length < 2 * needed)
         .map(say)
+        .chain(monotonous(pass.windows))
         .collect()
+}
+
+/// A text of few different tokens shows few directions, however long it is.
+fn monotonous(windows: &[Vec<u32>]) -> Option<String> {
+    const ENOUGH: usize = 64;
+    let different: std::collections::BTreeSet<u32> = windows.iter().flatten().copied().collect();
+    (different.len() < ENOUGH).then(|| {
+        format!(
+            "the calibration text has {} different tokens only: what it never shows is taken for worthless, and the model may be ruined; use ordinary text",
+            different.len()
+        )
+    })
 }
 
 /// A pass over calibration text, as the options have it.

@@ -3,6 +3,7 @@
 use super::awake::{self, AwakeArgs};
 use super::packs::using::{self, PackOptions};
 use super::{Global, base};
+use crate::compress::Manifest;
 use crate::model::{LoadOptions, Model, Tokenizer};
 use crate::pack::{InUse, Used};
 use crate::plastic::journal::{History, Journal};
@@ -82,7 +83,10 @@ impl SubjectArgs {
                 let mut model = Model::load(&base.dir, &LoadOptions { levels, parked, ..LoadOptions::default() })?;
                 packs.attach(&mut model, &base.dir)?;
                 using::tell(&packs, g);
-                let awake_budget = self.awake.awake_budget;
+                let awake_budget = match self.awake.awake_budget {
+                    None => Manifest::read(&base.dir)?.filter(|m| !m.runs_base).map(|m| m.awake_budget),
+                    asked => asked,
+                };
                 let origin = Origin { base: base.id, state: None, step: None, awake_budget, packs: packs.used() };
                 Ok(Subject { model, tokenizer, origin, packs, dir: base.dir })
             }

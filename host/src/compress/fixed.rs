@@ -43,6 +43,9 @@ impl<'a> Fixed<'a> {
     /// When `out` is in the way or cannot be written.
     pub fn new(from: &'a Path, slices: impl Iterator<Item = &'a str>, out: &Path, force: bool) -> Result<Fixed<'a>> {
         crate::pack::fuse::free(out, from, force).map_err(|e| Error::Usage(e.to_string()))?;
+        if let Some(m) = super::Manifest::read(from)? {
+            crate::pack::fuse::free(out, &m.settings.base.dir, force).map_err(|e| Error::Usage(e.to_string()))?;
+        }
         let busy = || Error::file(out, "is being written by another process; wait for it to end");
         let lock = Lock::try_of_directory(out)?.ok_or_else(busy)?;
         let staged = Staged::new(out)?;

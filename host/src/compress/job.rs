@@ -166,7 +166,7 @@ impl Job<'_> {
         let (levels, metric, mut computed, predicted) = match (&self.settings.chooser, &mut self.policies) {
             (Chooser::Ranks(ranks), _) => {
                 let metric = self.settings.metric.unwrap_or(Metric::Fisher);
-                (mapped(ranks, self.elastic.slices())?, metric, Computed::new(), None)
+                (mapped(settings, ranks, self.elastic.slices())?, metric, Computed::new(), None)
             }
             (Chooser::Policy(_), Some(policies)) => {
                 let run = Run {
@@ -374,11 +374,14 @@ fn energies(slice: &str, values: &[f32]) -> Tensor {
 }
 
 /// The levels of a map that names every slice.
-fn mapped(ranks: &Levels, slices: &[Slice]) -> Result<Vec<Level>> {
+fn mapped(settings: &Settings, ranks: &Levels, slices: &[Slice]) -> Result<Vec<Level>> {
     let one = |s: &Slice| {
         let level = ranks.get(&s.name).copied();
         let level = level.ok_or_else(|| Error::slice(&s.name, "the map of ranks does not say what becomes of it"))?;
         match level {
+            Level::Rank(0) if settings.coarse.is_none() => {
+                Err(Error::slice(&s.name, "rank 0 asked for, which would take it out of the model; give it 1 or more"))
+            }
             Level::Rank(r) if r > s.max_rank => {
                 Err(Error::slice(&s.name, format!("rank {r} asked for, but it has {} components", s.max_rank)))
             }

@@ -6,7 +6,8 @@
 use super::budget::{self, Rungs};
 use super::encode::bits_per_value;
 use super::error::{Error, Result};
-use super::settings::{Mode, Settings};
+use super::residual;
+use super::settings::{Mode, Reach, Settings};
 use crate::atomic::{FileError, read_bounded, write_file};
 use crate::mlx::spectral;
 use crate::model::awake::{self, Origin};
@@ -122,7 +123,29 @@ impl Manifest {
             serde_json::from_value(value).map_err(|e| Error::file(&path, format!("cannot be read ({e}); {again}")))?;
         awake::check_files(dir, &m.files)?;
         m.check(&path)?;
+        if let Some(flaw) = m.flaw() {
+            return Err(Error::file(&path, format!("{flaw}; {again}")));
+        }
         Ok(Some(m))
+    }
+
+    /// What cannot be in a file that this program wrote.
+    fn flaw(&self) -> Option<String> {
+        let share = |x: f64| x.is_finite() && (0.0..=4.0).contains(&x);
+        if self.stored.is_empty() {
+            return Some("names no slice".into());
+        }
+        if !share(self.share) || !share(self.awake_budget) {
+            return Some(format!("has shares of {} and {}", self.share, self.awake_budget));
+        }
+        let bad = |s: &&SliceRecord| {
+            let coarse = self.settings.coarse.map_or(0, |q| residual::cost(q, s.rows, s.cols));
+            let most = s.rows.min(s.cols);
+            let fits = |l: Level| !matches!(l, Level::Rank(r) if r > s.stored);
+            let awake = self.awake.get(&s.name).copied().unwrap_or(s.planned);
+            most == 0 || s.stored > most || s.coarse != coarse || !fits(s.planned) || !fits(awake)
+        };
+        self.stored.iter().find(bad).map(|s| format!("contradicts itself about {}", s.name))
     }
 
     /// The same for a directory that must be an elastic checkpoint.
@@ -210,13 +233,18 @@ impl Manifest {
     /// # Errors
     /// When the share is so small that not even one component of each slice fits, or the energies are damaged.
     pub fn levels(&self, dir: &Path, share: f64) -> Result<Vec<Level>> {
-        match share >= self.share {
+        match share >= self.share && !self.has_more(share) {
             true => Ok(self.planned()),
             false => self.levels_of(&self.rungs(dir)?, share),
         }
     }
 
-    /// What the plan keeps: the most that can be awake here.
+    /// Whether a share above that of the plan finds components that the plan left asleep.
+    fn has_more(&self, share: f64) -> bool {
+        self.settings.ladder == Reach::Full && share > self.share + 1e-9
+    }
+
+    /// What the plan keeps: the most that can be awake here, but for ladders that are stored in full.
     pub fn planned(&self) -> Vec<Level> {
         self.stored.iter().map(|s| s.planned).collect()
     }
@@ -226,7 +254,7 @@ impl Manifest {
     /// # Errors
     /// When the share is so small that not even one component of each slice fits.
     pub fn levels_of(&self, rungs: &[Rungs], share: f64) -> Result<Vec<Level>> {
-        if share >= self.share {
+        if share >= self.share && !self.has_more(share) {
             return Ok(self.planned());
         }
         let least: u64 = rungs.iter().map(Rungs::least).sum();

@@ -297,7 +297,14 @@ fn keep(path: &Path, step: u32, learners: &[Learner], memories: &[[Memory; 2]]) 
             tensors.push((format!("{p}.{name}.second"), m.second.clone()));
         }
     }
-    mlx::files::write_tensors(path, &tensors).map_err(|e| crate::atomic::FileError::at("writing", path)(e).into())
+    let failed = crate::atomic::FileError::at("writing", path);
+    mlx::files::write_tensors(path, &tensors).map_err(failed)?;
+    Ok(crate::atomic::write_file(&seal(path), super::work::sha256(path)?.as_bytes())?)
+}
+
+/// Where the SHA-256 of a state lies.
+fn seal(path: &Path) -> std::path::PathBuf {
+    path.with_extension("sha256")
 }
 
 /// Reads a state that was kept; answers the step it stands at, 0 where there is none.
@@ -305,9 +312,11 @@ fn restore(path: &Path, learners: &mut [Learner], memories: &mut [[Memory; 2]]) 
     if !path.is_file() {
         return Ok(0);
     }
-    crate::model::safetensors::read_header(path)?;
-    let mut all = Array::load_safetensors(path).map_err(|e| Error::file(path, e.to_string()))?;
     let damaged = || Error::file(path, "is damaged; delete it, and refinement begins again");
+    if super::work::sha256(path)?.as_bytes() != std::fs::read(seal(path)).unwrap_or_default() {
+        return Err(damaged());
+    }
+    let mut all = Array::load_safetensors(path).map_err(|_| damaged())?;
     let mut take = |name: String, shape: &[i32]| -> Result<Array> {
         let found = all.remove(&name).filter(|a| a.shape() == shape).ok_or_else(damaged)?;
         mlx::eval([&found])?;

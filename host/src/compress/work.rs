@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::settings::Settings;
 use crate::atomic::{FileError, Lock, write_file};
 use crate::model::tensor_file::{self, Tensor};
-use crate::model::{Level, hash, safetensors};
+use crate::model::{Level, hash};
 use crate::plastic::factor::Metric;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,14 @@ impl Work {
             || Error::file(out, "is being compressed by another process; wait for it to end or name another directory");
         let lock = Lock::try_of_directory(out)?.ok_or_else(busy)?;
         let there = dir.join("settings.json");
+        let foreign = dir.symlink_metadata().is_ok_and(|m| !m.is_dir())
+            || !there.is_file() && std::fs::read_dir(&dir).is_ok_and(|mut d| d.next().is_some());
+        if foreign {
+            return Err(Error::file(
+                &dir,
+                "is in the way and was not made by compress (it has no settings.json); move it away, or name another --out",
+            ));
+        }
         let text = serde_json::to_string_pretty(settings).map_err(|e| Error::file(&there, e.to_string()))?;
         match (there.is_file(), resume) {
             (true, false) => {
@@ -72,7 +80,6 @@ impl Work {
                     return Err(Error::file(&there, changed(&old, settings)));
                 }
             }
-            (false, true) if dir.is_dir() => {}
             (false, true) => {
                 return Err(Error::file(&dir, "is not there: nothing to resume; begin without --resume"));
             }
@@ -92,22 +99,43 @@ impl Work {
     }
 
     /// What was decided, where that is known.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not as it was written.
     pub fn decided(&self) -> Result<Option<Decided>> {
         let path = self.dir.join("plan.json");
-        match crate::atomic::read_bounded(&path, MAX_TEXT) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(FileError::at("reading", &path)(e).into()),
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                Error::file(&path, format!("cannot be read ({e}); delete {} and begin anew", self.dir.display()))
-            }),
+        let bytes = match crate::atomic::read_bounded(&path, MAX_TEXT) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(FileError::at("reading", &path)(e).into()),
+            Ok(bytes) => bytes,
+        };
+        let damaged = || Error::file(&path, format!("is damaged; delete {} and begin anew", self.dir.display()));
+        if !self.is_sealed(&path)? {
+            return Err(damaged());
         }
+        serde_json::from_slice(&bytes).map(Some).map_err(|_| damaged())
+    }
+
+    /// Notes the SHA-256 of a file beside it.
+    fn seal(&self, path: &Path) -> Result<()> {
+        Ok(write_file(&seal_of(path), sha256(path)?.as_bytes())?)
+    }
+
+    /// Whether a file is as it was when it was sealed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn is_sealed(&self, path: &Path) -> Result<bool> {
+        let seal = std::fs::read(seal_of(path)).unwrap_or_default();
+        Ok(path.is_file() && sha256(path)?.as_bytes() == seal)
     }
 
     /// Keeps what was decided.
     pub fn decide(&self, decided: &Decided) -> Result<()> {
         let path = self.dir.join("plan.json");
         let text = serde_json::to_vec(decided).map_err(|e| Error::file(&path, e.to_string()))?;
-        Ok(write_file(&path, &text)?)
+        write_file(&path, &text)?;
+        self.seal(&path)
     }
 
     /// The part file of a slice.
@@ -115,9 +143,9 @@ impl Work {
         self.dir.join("slices").join(format!("{slice:05}.safetensors"))
     }
 
-    /// Whether the part of a slice is there and whole.
+    /// Whether the part of a slice is there as it was written.
     pub fn has(&self, slice: usize) -> bool {
-        safetensors::read_header(&self.part(slice)).is_ok()
+        self.is_sealed(&self.part(slice)).unwrap_or(false)
     }
 
     /// Keeps the part of a slice.
@@ -126,7 +154,15 @@ impl Work {
         tensor_file::write(&fresh, &[], tensors)?;
         let sync = || std::fs::File::open(&fresh)?.sync_all();
         sync().map_err(FileError::at("syncing", &fresh))?;
-        Ok(std::fs::rename(&fresh, &path).map_err(FileError::at("renaming a file to", &path))?)
+        std::fs::rename(&fresh, &path).map_err(FileError::at("renaming a file to", &path))?;
+        self.seal(&path)
+    }
+
+    /// Removes it where nothing was decided yet: a mistake in the command leaves nothing in the way.
+    pub fn abandon(self) {
+        if !self.dir.join("plan.json").exists() {
+            self.finish();
+        }
     }
 
     /// Removes it: the work is done.
@@ -134,6 +170,12 @@ impl Work {
         // What is left is only wasted space.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+fn seal_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".sha256");
+    path.with_file_name(name)
 }
 
 /// Which settings differ.

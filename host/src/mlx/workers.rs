@@ -62,11 +62,19 @@ where
     };
     let (results, ready) = channel();
     let mut running = 0;
+    let mut failed = None;
     loop {
         while running < at_once
+            && failed.is_none()
             && let Some(input) = inputs.next()
         {
-            let input = input?;
+            let input = match input {
+                Ok(input) => input,
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            };
             let results = results.clone();
             let job = move || {
                 // The caller may have given up: nobody to tell then.
@@ -80,12 +88,16 @@ where
             running += 1;
         }
         if running == 0 {
-            return Ok(());
+            return failed.map_or(Ok(()), Err);
         }
         // One sender lives in this function, so there is always a result to wait for.
-        let Ok(result) = ready.recv() else { return Ok(()) };
+        let Ok(result) = ready.recv() else { return failed.map_or(Ok(()), Err) };
         running -= 1;
-        done(result.unwrap_or_else(|panic| resume_unwind(panic)))?;
+        let result = result.unwrap_or_else(|panic| resume_unwind(panic));
+        // After an error what still runs is waited for: a process must not end in the midst of it.
+        if failed.is_none() {
+            failed = done(result).err();
+        }
     }
 }
 

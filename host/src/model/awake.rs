@@ -202,6 +202,7 @@ pub(super) fn opened(dir: &Path, asked: Option<&Levels>) -> Result<(Config, Chec
     let record = recorded(dir)?;
     match (asked, record) {
         (None, Some(r)) if r.runs_base && r.self_contained => {
+            r.base_identity(dir)?;
             let parked = Parked::open(dir)?;
             Ok((parked.config()?, parked.checkpoint()?, Levels::new()))
         }

@@ -447,6 +447,13 @@ impl Model {
         Ok(self.hidden(&Array::from_slice(&ids, &[b, t]), None)?.reshape(&[b * t, -1])?)
     }
 
+    /// Bytes held in memory while long texts are scored: with the float32 copies of weights that makes.
+    pub fn resident_scoring(&self) -> u64 {
+        let r = self.resident();
+        let linears = self.blocks.iter().flat_map(|b| &b.linears).map(Linear::copy_bytes);
+        r.total() - r.dense + self.head().copy_bytes() + linears.sum::<u64>()
+    }
+
     /// Bytes held in memory.
     pub fn resident(&self) -> Resident {
         let mut r = Resident { other: self.norm.nbytes() as u64, ..Resident::default() };

@@ -139,6 +139,11 @@ impl Weight {
         Ok(w)
     }
 
+    /// Bytes of the float32 copy that will be used and kept, 0 where there will be none.
+    pub(crate) fn copy_bytes(&self) -> u64 {
+        if self.keep_dense && self.dense_is_faster { self.dense_cost() } else { 0 }
+    }
+
     /// Makes the float32 copy, where one will be used and kept.
     pub(crate) fn warm(&self) -> mlx::Result<()> {
         if self.keep_dense && self.dense_is_faster {
@@ -292,6 +297,12 @@ impl Linear {
     /// How the checkpoint quantises the weight that runs; `None` for floats and components.
     pub(crate) fn scheme(&self) -> Option<Scheme> {
         if self.part.is_some() { None } else { self.weight.scheme() }
+    }
+
+    /// Bytes of the float32 copy of its weight that scoring will make.
+    pub(crate) fn copy_bytes(&self) -> u64 {
+        let stands_in = self.factors.is_some() || (self.part.is_some() && !self.repairs());
+        if stands_in { 0 } else { self.weight.copy_bytes() }
     }
 
     /// Makes the float32 copy, where one will be used and kept.

@@ -310,6 +310,16 @@ pub fn free(out: &Path, base: &Path, force: bool) -> Result<()> {
     if real(out).is_some() && real(out) == real(base) {
         return Err(Error::file(out, "is the base itself, which is never changed; name another directory"));
     }
+    let within = |inner: &Path| inner.ancestors().filter(|a| !a.as_os_str().is_empty()).find_map(real);
+    let place = std::path::absolute(out).ok().and_then(|p| within(&p));
+    if let (Some(place), Some(base)) = (place, real(base))
+        && place.starts_with(&base)
+    {
+        return Err(Error::file(
+            out,
+            "lies in the directory of the base, which is never changed; name another directory",
+        ));
+    }
     let empty = std::fs::read_dir(out).is_ok_and(|mut d| d.next().is_none());
     if out.symlink_metadata().is_err() || empty {
         return Ok(());

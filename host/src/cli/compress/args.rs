@@ -32,7 +32,7 @@ pub struct CompressArgs {
     /// Option of a policy, `name=value`
     #[arg(long, value_name = "NAME=VALUE")]
     pub(super) policy_opt: Vec<String>,
-    /// Ranks instead of a policy: a JSON file with a rank or \"dense\" for each slice name or glob, or such pairs as 'q_proj:64,*:dense'
+    /// Ranks instead of a policy: a JSON file with a rank or the word dense for each slice name or glob, or such pairs as 'q_proj:64,*:dense'
     #[arg(long, value_name = "MAP")]
     pub(super) ranks: Option<String>,
     /// Share of the slices' parameters that stays; with --mode residual of their bytes in float16 [default: 0.8, or 0.05 more than the coarse weights take]
@@ -41,9 +41,9 @@ pub struct CompressArgs {
     /// Instead of a budget: the smallest one whose perplexity on --data is at most this
     #[arg(long, value_name = "PERPLEXITY", conflicts_with_all = ["budget", "ranks", "no_eval", "refine"])]
     pub(super) target_ppl: Option<f64>,
-    /// Bits of the coarse weights of --mode residual
-    #[arg(long, value_name = "BITS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=8))]
-    pub(super) bits: u32,
+    /// Bits of the coarse weights of --mode residual [default: 3]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(2..=8))]
+    pub(super) bits: Option<u32>,
     /// Weights of those that share a scale: 32, 64 or 128
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = group)]
     pub(super) group_size: u32,
@@ -87,10 +87,10 @@ pub struct CompressArgs {
     #[arg(long, value_enum, default_value_t = Finder::Exact)]
     pub(super) svd: Finder,
     /// Columns that --svd randomized draws beyond the rank
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(super) oversamples: u32,
     /// Power iterations of --svd randomized
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub(super) power_iterations: u32,
     /// Weigh components by what they do to activations and loss; off: by size of the weights alone
     #[arg(long, value_enum, default_value_t = Switch::On)]
@@ -171,7 +171,10 @@ impl CompressArgs {
         if !(self.refine_rate > 0.0 && self.refine_rate < 1.0) {
             return Err(format!("--refine-rate {}: a rate lies above 0 and below 1", self.refine_rate));
         }
-        if self.mode == Mode::Residual && self.bits == 7 {
+        if self.bits.is_some() && self.mode != Mode::Residual {
+            return Err("--bits is of --mode residual; components have --factor-bits".into());
+        }
+        if self.bits == Some(7) {
             return Err("--bits 7: MLX quantises to 2, 3, 4, 5, 6 or 8 bits".into());
         }
         share("floor", self.floor)?;
@@ -191,7 +194,7 @@ impl CompressArgs {
 
     /// The coarse quantisation of mode residual.
     pub(super) fn coarse(&self) -> Option<Coarse> {
-        (self.mode == Mode::Residual).then_some(Coarse { bits: self.bits, group_size: self.group_size })
+        (self.mode == Mode::Residual).then_some(Coarse { bits: self.bits.unwrap_or(3), group_size: self.group_size })
     }
 
     /// The distillation: the budget itself, and smaller ones down to the floor, so that those get better too.

@@ -19,7 +19,7 @@ use crate::eval::data::{self, Window};
 use crate::eval::perplexity::{self, Perplexity};
 use crate::eval::stats;
 use crate::mlx;
-use crate::model::{LoadOptions, Model, Tokenizer, layout, paths};
+use crate::model::{Levels, LoadOptions, Model, Tokenizer, layout, paths};
 use crate::plastic::config::RunConfig;
 use crate::plastic::elastic::Elastic;
 use crate::plastic::factor::Metric;
@@ -31,6 +31,8 @@ use anyhow::{Context, bail};
 use args::{Finder, Switch};
 use indicatif::ProgressBar;
 use report::Report;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -120,11 +122,30 @@ fn prepare(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Re
     };
     let model = Model::load(&dir, &LoadOptions::default())?;
     let chosen = session::choose(&model, &config.layers)?;
+    let elastic = Elastic::new(model, chosen);
+    let model = elastic.model();
+    let ranks = match &args.ranks {
+        Some(text) => Some(super::ranks::read(text, elastic.slices(), args.coarse().is_some())?),
+        None => None,
+    };
     let mut notes = Vec::new();
     let moments = match &calibration {
         None => None,
         Some((_, windows)) => {
-            let lost = |i: usize| lost(&model, i, args.coarse());
+            // Every batch wants every one of them: kept where there is room.
+            let bytes: u64 = model.slices().iter().map(|s| 4 * u64::from(s.rows) * u64::from(s.cols)).sum();
+            let room = bytes <= mlx::memory::available().unwrap_or(0) / 4;
+            let kept: RefCell<BTreeMap<usize, mlx::Array>> = RefCell::default();
+            let lost = |i: usize| {
+                if let Some(known) = kept.borrow().get(&i) {
+                    return Ok(known.clone());
+                }
+                let fresh = lost(model, i, args.coarse())?;
+                if room {
+                    kept.borrow_mut().insert(i, fresh.clone());
+                }
+                Ok(fresh)
+            };
             let of = args.coarse().map(|_| &lost as &moments::Substitute);
             let pass = moments::Pass { of, ..session::pass(&config, windows) };
             let mut id = session::identity(&sha256, &[]);
@@ -132,25 +153,20 @@ fn prepare(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Re
                 id += &format!("\nlost in {} bits, group {}", c.bits, c.group_size);
             }
             let cache = paths::cache_dir();
-            notes = session::too_little(&model, &pass);
-            Some(session::calibrate(&model, &id, &pass, cache.as_deref(), interrupt, g)?)
+            notes = session::too_little(model, &pass);
+            Some(session::calibrate(model, &id, &pass, cache.as_deref(), interrupt, g)?)
         }
     };
     let before =
-        if args.no_eval { None } else { Some(score(&model, &windows, args, interrupt, g, "scoring the base")?) };
-    // As it scores, with the copies that makes.
-    if !args.no_eval {
-        model.warm()?;
-    }
-    let memory_before = model.resident().total();
-    let elastic = Elastic::new(model, chosen);
+        if args.no_eval { None } else { Some(score(model, &windows, args, interrupt, g, "scoring the base")?) };
+    let memory_before = model.resident_scoring();
     let settings = Settings {
         base: BaseRecord { id: base.id.clone(), sha256, bytes: weight_bytes(&dir)?, dir },
         mode: args.mode,
         coarse: args.coarse(),
         budget: args.share(),
         target_perplexity: args.target_ppl,
-        chooser: chooser(args, &config, &policies, &elastic)?,
+        chooser: chooser(ranks, &config, &policies)?,
         metric: forced,
         calibration: calibration.as_ref().map(|(file, windows)| Calibration {
             path: file.path.clone(),
@@ -233,24 +249,30 @@ fn go(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Result<
         bars.tell(stage, done, total, slice);
         !interrupt.raised()
     };
-    if let Some(target) = args.target_ppl {
+    let found = args.target_ppl.map_or(Ok(()), |target| {
         let mut perplexity = |model: &Model| -> crate::compress::Result<f64> {
             let batch = args.batch_size.unwrap_or((BATCH_TOKENS / args.window).max(1));
             let measured = perplexity::measure(model, &windows, batch, &mut |_| !interrupt.raised())?;
             measured.map(|p| p.perplexity).ok_or_else(|| Error::Interrupted(work::place(&args.out)))
         };
-        job.search(target, &mut perplexity, &mut watch)?;
-    }
-    let decided = job.run(&mut watch);
+        job.search(target, &mut perplexity, &mut watch)
+    });
+    let decided = found.and_then(|()| job.run(&mut watch));
     bars.clear();
-    let decided = decided?;
+    let decided = match decided {
+        Ok(decided) => decided,
+        Err(e @ Error::Interrupted(_)) => return Err(e.into()),
+        Err(e) => {
+            // A mistake in the command leaves nothing in the way of the next one.
+            job.work.abandon();
+            return Err(e.into());
+        }
+    };
     let (mut memory_after, mut failed) = (0, None);
     let manifest = job.assemble(&args.out, &decided, |staged, manifest| {
         let model = Model::load(staged, &LoadOptions::default())?;
         manifest.notes = notes;
         if let Some(before) = &before {
-            // As it scores, with the copies that makes.
-            model.warm()?;
             match score(&model, &windows, args, interrupt, g, "scoring the compressed model") {
                 Ok(after) => manifest.measured = Some(measured(&text, args, before, &after)),
                 Err(e) => {
@@ -259,13 +281,19 @@ fn go(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Result<
                 }
             }
         }
-        memory_after = model.resident().total();
+        memory_after = model.resident_scoring();
         Ok(())
     });
     let manifest = match (manifest, failed) {
         (Err(_), Some(e)) if !interrupt.raised() => return Err(e),
         (manifest, _) => manifest?,
     };
+    if args.target_ppl.is_some() && manifest.share <= args.floor + 0.005 && !g.quiet {
+        note!("the floor of {} reaches the target already; a smaller --floor looks further", args.floor);
+    }
+    if args.ranks.is_some() && args.budget.is_some() && !g.quiet {
+        note!("--budget is not used: --ranks says of every slice what becomes of it");
+    }
     let report = Report {
         out: &args.out,
         manifest: &manifest,
@@ -282,9 +310,9 @@ fn go(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn chooser(args: &CompressArgs, config: &RunConfig, policies: &Policies, elastic: &Elastic) -> anyhow::Result<Chooser> {
-    if let Some(text) = &args.ranks {
-        return Ok(Chooser::Ranks(super::ranks::read(text, elastic.slices())?));
+fn chooser(ranks: Option<Levels>, config: &RunConfig, policies: &Policies) -> anyhow::Result<Chooser> {
+    if let Some(ranks) = ranks {
+        return Ok(Chooser::Ranks(ranks));
     }
     let (seat, choice) = policies.line.last().zip(config.policy.last()).context("no policy")?;
     let record = session::plugin_record(seat.policy.origin(), seat.policy.info(), &choice.options);

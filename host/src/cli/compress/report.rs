@@ -12,7 +12,7 @@ pub(super) struct Report<'a> {
     pub(super) out: &'a Path,
     /// Bytes of weight files, before and after.
     pub(super) disk: [u64; 2],
-    /// Bytes in memory as loaded, before and after.
+    /// Bytes of weights in memory while scoring, before and after.
     pub(super) memory: [u64; 2],
     /// Most bytes that MLX held at once.
     pub(super) peak_mlx: u64,
@@ -42,7 +42,13 @@ impl Report<'_> {
             m.stored.len()
         );
         say!("on disk     {} -> {}", show::megabytes(self.disk[0]), show::megabytes(self.disk[1]));
-        say!("in memory   {} -> {} as loaded", show::megabytes(self.memory[0]), show::megabytes(self.memory[1]));
+        say!("in memory   {} -> {} while scoring", show::megabytes(self.memory[0]), show::megabytes(self.memory[1]));
+        if self.disk[1] > self.disk[0] && !g.quiet {
+            say!(
+                "            the base is quantised, and components in {} bits take more; --factor-bits 4 or --mode residual take less",
+                m.settings.factor_bits
+            );
+        }
         if let Some(x) = &m.measured {
             let error = |i: usize| x.errors.map_or(String::new(), |e| format!(" ± {:.2}", e[i]));
             let interval = x.interval.map_or(String::new(), |[l, h]| format!(" (95 %: {l:+.4} to {h:+.4})"));

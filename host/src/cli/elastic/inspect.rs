@@ -50,6 +50,14 @@ pub fn run(args: &InspectArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if args.verify {
         verify(&args.dir, &m, g)?;
     }
+    if let Some(file) = &args.svg
+        && let Some(name) = file.file_name()
+        && args.dir.join(name).is_file()
+        && file.canonicalize().ok() == args.dir.join(name).canonicalize().ok()
+        && file.extension().is_none_or(|e| e != "svg")
+    {
+        bail!("--svg {}: is a file of the checkpoint; name another", file.display());
+    }
     if let Some(file) = &args.svg {
         let name = args.dir.canonicalize().unwrap_or_else(|_| args.dir.clone());
         let name = name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
@@ -143,7 +151,7 @@ fn summary(args: &InspectArgs, m: &Manifest, facts: &Inspection) {
                 show::megabytes(b.disk_awake),
                 show::megabytes(b.disk_parked)
             );
-            say!("in memory   {} as loaded", show::megabytes(b.memory));
+            say!("in memory   {} as loaded; scoring adds float32 copies of what is dense", show::megabytes(b.memory));
         }
         None => say!("on disk     {}", show::megabytes(facts.disk)),
     }
