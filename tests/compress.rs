@@ -194,3 +194,58 @@ fn a_full_disk_leaves_nothing_that_loads() {
     let done = compress(&out, &["--no-eval", "--resume"]);
     assert_eq!(done.code, Some(0), "{}", done.err);
 }
+
+#[test]
+fn nothing_of_anybodys_is_overwritten() {
+    let s = Scratch::new("mine");
+    let (out, base) = (s.path("out"), s.path("base"));
+    // A base of one's own, so that a mistake here costs a copy only.
+    let copied = std::process::Command::new("cp").args(["-rL", &base_dir(), &base]).status();
+    assert!(copied.is_ok_and(|c| c.success()));
+    let args = |out: &str| small(out, &["--no-eval", "--base", &base]);
+    let work = Path::new(&out).with_file_name("out.compressing");
+    std::fs::create_dir(&work).unwrap();
+    std::fs::write(work.join("mine.txt"), "mine").unwrap();
+    ran(host().args(args(&out))).refuses(1, "in the way");
+    assert_eq!(std::fs::read(work.join("mine.txt")).unwrap(), b"mine");
+    std::fs::remove_dir_all(&work).unwrap();
+    ran(host().args(args(&format!("{base}/within")))).refuses(1, "directory of the base");
+    assert_eq!(ran(host().args(args(&out))).code, Some(0));
+    let before = bytes(&base, "model.safetensors");
+    for verb in ["--materialise", "--pivoted"] {
+        run(&["export", verb, &out, "--out", &base, "--force"]).refuses(1, "the base itself");
+    }
+    assert!(bytes(&base, "model.safetensors") == before && Path::new(&base).join("config.json").is_file());
+}
+
+#[test]
+fn damaged_work_is_not_taken_up() {
+    let s = Scratch::new("damaged-work");
+    let out = s.path("out");
+    // Stopped by a full disk after all parts are there.
+    let script = "trap '' XFSZ; ulimit -f 10000; exec \"$@\"";
+    let program = root().join("target/release/plastic-host");
+    let mut command = std::process::Command::new("bash");
+    command.current_dir(root()).args(["-c", script, "sh"]).arg(program).args(small(&out, &["--no-eval"]));
+    let failed: support::Ran = command.output().unwrap().into();
+    assert_eq!(failed.code, Some(1), "{}", failed.err);
+    let work = Path::new(&out).with_file_name("out.compressing");
+    let part = work.join("slices/00003.safetensors");
+    let mut changed = std::fs::read(&part).unwrap();
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
+    std::fs::write(&part, &changed).unwrap();
+    let plan = work.join("plan.json");
+    let kept = std::fs::read(&plan).unwrap();
+    std::fs::write(&plan, String::from_utf8_lossy(&kept).replace("fisher", "plain")).unwrap();
+    compress(&out, &["--no-eval", "--resume"]).refuses(1, "plan.json");
+    std::fs::write(&plan, kept).unwrap();
+    assert_eq!(compress(&out, &["--no-eval", "--resume"]).code, Some(0));
+    let whole = s.path("whole");
+    assert_eq!(compress(&whole, &["--no-eval"]).code, Some(0));
+    assert!(bytes(&whole, "model.safetensors") == bytes(&out, "model.safetensors"), "the damaged part was made anew");
+    // A mistake in the command leaves nothing in the way of the next.
+    let next = s.path("next");
+    compress(&next, &["--no-eval", "--mode", "residual", "--budget", "0.1"]).refuses(1, "ask for more");
+    assert!(!Path::new(&next).with_file_name("next.compressing").exists());
+}

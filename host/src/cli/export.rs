@@ -124,6 +124,10 @@ pub fn run(args: &ExportArgs, g: &Global) -> anyhow::Result<ExitCode> {
     if args.materialise.is_some() || args.pivoted.is_some() {
         return super::export_fixed::run(args, g);
     }
+    if let Some(bits) = args.bits.filter(|b| *b > 8) {
+        note!("error: --bits {bits}: a value of a factor has 1 to 8");
+        return Ok(ExitCode::from(2));
+    }
     match (&args.from_weight, &args.reconstruct) {
         (Some(source), _) => factors(args, source, g)?,
         (None, Some(file)) => weight(args, file, g)?,
@@ -142,9 +146,6 @@ fn factors(args: &ExportArgs, source: &Source, g: &Global) -> anyhow::Result<()>
     let most = rows.min(cols).min(u32::MAX as usize) as u32;
     let rank = args.rank.unwrap_or(RANK.min(most));
     let bits = args.bits.unwrap_or(8);
-    if bits > 8 {
-        bail!("--bits {bits}: a value of a factor has 1 to 8");
-    }
     if rank > most {
         bail!("--rank {rank}: {source} is a {rows} x {cols} weight, whose ranks are 1 to {most}");
     }
