@@ -594,9 +594,11 @@ pub(super) fn calibrate(
     bar.finish_and_clear();
     let gathered = gathered?;
     if let Some(file) = file {
-        // The statistics are at hand whether or not they can be kept.
-        if let Err(e) = gathered.save(&file) {
-            tracing::warn!("calibration statistics are not kept for the next run: {e}");
+        match gathered.save(&file) {
+            // From here on they are read from there, one after the other.
+            Ok(()) => return Ok(Moments::open(&file, model.slices()).unwrap_or(gathered)),
+            // The statistics are at hand whether or not they can be kept.
+            Err(e) => tracing::warn!("calibration statistics are not kept for the next run: {e}"),
         }
     }
     Ok(gathered)

@@ -51,8 +51,25 @@ pub type Result<T> = std::result::Result<T, MomentsError>;
 
 /// Second moments of all slices.
 pub struct Moments {
-    tensors: HashMap<String, Array>,
+    tensors: Tensors,
     output_mean: Vec<f64>,
+}
+
+/// Where the upper triangles are.
+enum Tensors {
+    Memory(HashMap<String, Array>),
+    /// In a file, from which what is wanted is read each time: all of them are larger than many a model.
+    File(PathBuf),
+}
+
+impl Tensors {
+    fn get(&self, key: &str) -> Option<Array> {
+        match self {
+            Tensors::Memory(all) => all.get(key).cloned(),
+            // Lazy: only this one is read, when it is computed with.
+            Tensors::File(path) => Array::load_safetensors(path).ok()?.remove(key),
+        }
+    }
 }
 
 /// A weight [rows, cols] for a slice: float32, in another's place.
@@ -338,7 +355,7 @@ impl Sums {
         let per_output =
             |(s, sum): (&SliceMeta, f64)| f64::from((sum / (self.output_tokens.max(1.0) * f64::from(s.rows))) as f32);
         let output_mean = slices.iter().zip(self.output_squares).map(per_output).collect();
-        Ok(Moments { tensors, output_mean })
+        Ok(Moments { tensors: Tensors::Memory(tensors), output_mean })
     }
 }
 
@@ -346,7 +363,7 @@ impl Moments {
     /// The moments of one slice; `None` when they were gathered from another model.
     pub fn of(&self, index: usize, slice: &SliceMeta) -> Option<SliceMoments> {
         let side = slice.rows.min(slice.cols) as i32;
-        let get = |key: &str| self.tensors.get(key).cloned().and_then(|a| unpacked(a, side).ok());
+        let get = |key: &str| self.tensors.get(key).and_then(|a| unpacked(a, side).ok());
         Some(SliceMoments {
             input: get(&input_key(slice))?,
             output: get(&output_key(slice))?,
@@ -356,7 +373,7 @@ impl Moments {
 
     /// E‖x‖² at a slice's input and E‖g‖² of the loss gradient at its output, per token.
     pub fn traces(&self, index: usize, slice: &SliceMeta) -> Option<(f64, f64)> {
-        let energy = self.tensors.get(&energy_key(slice)).cloned().and_then(|a| unpacked(a, 1).ok())?;
+        let energy = self.tensors.get(&energy_key(slice)).and_then(|a| unpacked(a, 1).ok())?;
         let input = spectral::to_vec(&energy).ok()?.first().copied()?;
         Some((input, self.output_mean.get(index)? * f64::from(slice.rows)))
     }
@@ -366,7 +383,9 @@ impl Moments {
     /// # Errors
     /// When the disk is full or the directory cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut packed: Vec<(String, Array)> = self.tensors.iter().map(|(k, m)| (k.clone(), m.clone())).collect();
+        // Those in a file are saved already.
+        let Tensors::Memory(all) = &self.tensors else { return Ok(()) };
+        let mut packed: Vec<(String, Array)> = all.iter().map(|(k, m)| (k.clone(), m.clone())).collect();
         let mean: Vec<f32> = self.output_mean.iter().map(|v| *v as f32).collect();
         packed.push(("output_mean".into(), Array::from_slice(&mean, &[mean.len() as i32])));
         crate::mlx::files::write_tensors(path, &packed)
@@ -386,6 +405,7 @@ impl Moments {
             let energy = tensors.get(&energy_key(s)).is_some_and(|t| t.size() == 1);
             energy && packed(input_key(s)) && packed(output_key(s))
         });
+        let tensors = Tensors::File(path.to_owned());
         (complete && mean.len() == slices.len()).then_some(Moments { tensors, output_mean: mean })
     }
 }
