@@ -5,11 +5,13 @@
 //! factored slices are kept beside, with the headers of its files, so that those can be written again bit for bit.
 
 use super::error::{Error, Result};
+use super::fixed;
 use super::manifest::{Manifest, PARKED, Part, SCHEMA, SPECTRA, SliceRecord};
 use super::residual;
 use super::settings::Settings;
 use super::work::{Decided, Work, sha256};
 use crate::atomic::{FileError, Staged};
+use crate::mlx::quant::{Mode, Scheme};
 use crate::model::awake::{CONFIG, HEADER_OF, INDEX};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::safetensors::read_header;
@@ -19,9 +21,6 @@ use crate::plugin::contract::Slice;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-
-/// Most bytes of a `config.json`.
-const MAX_CONFIG: u64 = 16 << 20;
 
 /// What goes into the directory.
 pub struct Contents<'a> {
@@ -95,7 +94,9 @@ pub fn assemble(out: &Path, c: &Contents, check: impl FnOnce(&Path, &mut Manifes
         write(PARKED, &parked)?;
     }
     tensor_file::copy_texts(base, to)?;
-    config(base, to, c.settings)?;
+    let coarse = c.settings.coarse.map(|q| Scheme { group_size: q.group_size, bits: q.bits, mode: Mode::Affine });
+    let schemes = coarse.iter().flat_map(|q| c.slices.iter().map(|s| (s.name.clone(), Some(*q)))).collect();
+    fixed::config(base, to, &schemes)?;
     let mut manifest = manifest(c, files);
     manifest.write(to)?;
     check(to, &mut manifest)?;
@@ -196,28 +197,4 @@ fn read(file: &Path, begin: u64, len: u64) -> Result<Vec<u8>> {
         true => Ok(bytes),
         false => Err(Error::file(file, "is shorter than its header says; the file is damaged")),
     }
-}
-
-/// `config.json`: the base's own, byte for byte, where slices keep the quantisation it tells of; with coarser slices
-/// it says so of each.
-fn config(base: &Path, to: &Path, settings: &Settings) -> Result<()> {
-    let (from, to) = (base.join("config.json"), to.join("config.json"));
-    let Some(coarse) = settings.coarse else {
-        std::fs::copy(&from, &to).map_err(FileError::at("copying", &from))?;
-        return Ok(());
-    };
-    let bytes = crate::atomic::read_bounded(&from, MAX_CONFIG).map_err(FileError::at("reading", &from))?;
-    let wrong = |e: &dyn std::fmt::Display| Error::file(&from, format!("is not valid JSON ({e})"));
-    let mut value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
-    let object = value.as_object_mut().ok_or_else(|| wrong(&"no object"))?;
-    let scheme = serde_json::json!({ "group_size": coarse.group_size, "bits": coarse.bits, "mode": "affine" });
-    let q = object.entry("quantization").or_insert_with(|| scheme.clone());
-    for name in &settings.slices {
-        q[name.as_str()] = scheme.clone();
-    }
-    if object.contains_key("quantization_config") {
-        object["quantization_config"] = object["quantization"].clone();
-    }
-    let text = serde_json::to_vec_pretty(&value).map_err(|e| wrong(&e))?;
-    Ok(std::fs::write(&to, text).map_err(FileError::at("writing", &to))?)
 }

@@ -5,9 +5,9 @@
 //! that neither overflows float16. A row of the tensors is a component, so the first r of them are the first bytes.
 
 use super::error::Result;
-use crate::mlx::quant::{Mode, Packed, Scheme};
+use crate::mlx::quant::Packed;
 use crate::mlx::{self, Array, Context, Dtype};
-use crate::model::tensor_file::{Tensor, of_array};
+use crate::model::tensor_file::{Tensor, of_array, of_packed};
 use crate::plastic::factor::Components;
 
 /// Which tensors components are stored as.
@@ -74,15 +74,8 @@ pub fn rounded(name: &str, rows: &Array, bits: u32) -> Result<(Vec<Tensor>, Arra
         let stored = rows.as_dtype(Dtype::Float16).context(what)?;
         return Ok((vec![of_array(name.to_owned(), &stored)?], stored.as_dtype(Dtype::Float32).context(what)?));
     };
-    let (codes, scales, biases) = mlx_rs::ops::quantize(rows, g as i32, bits as i32).context(what)?;
-    let half = |a: &Array| a.as_dtype(Dtype::Float16).context(what);
-    let (scales, biases) = (half(&scales)?, half(&biases)?);
-    let wide = |a: &Array| a.as_dtype(Dtype::Float32).context(what);
-    let scheme = Scheme { group_size: g, bits, mode: Mode::Affine };
-    let packed = Packed { codes: codes.clone(), scales: wide(&scales)?, biases: Some(wide(&biases)?), scheme };
-    let parts = [("weight", &codes), ("scales", &scales), ("biases", &biases)];
-    let tensors = parts.into_iter().map(|(part, a)| of_array(format!("{name}.{part}"), a));
-    Ok((tensors.collect::<crate::model::Result<_>>()?, packed.dequantize()?))
+    let packed = Packed::affine(rows, bits, g, Dtype::Float16)?;
+    Ok((of_packed(name, &packed, Dtype::Float16)?, packed.dequantize()?))
 }
 
 /// The same components, both vectors of each of the same length.
@@ -91,17 +84,12 @@ pub fn rounded(name: &str, rows: &Array, bits: u32) -> Result<(Vec<Tensor>, Arra
 /// Whatever MLX reports.
 pub fn balance(c: &Components) -> Result<Components> {
     let what = "balancing components";
-    let length = |m: &Array| m.multiply(m).and_then(|s| s.sum_axis(1, true)?.sqrt()).context(what);
-    let tiny = Array::from_f32(1e-30);
-    let ratio = length(&c.b)?.add(&tiny).and_then(|b| b.divide(length_or(&c.a, &tiny)?)?.sqrt()).context(what)?;
+    let length = |m: &Array| m.multiply(m)?.sum_axis(1, true)?.sqrt()?.add(Array::from_f32(1e-30));
+    let ratio = length(&c.b).and_then(|b| b.divide(length(&c.a)?)?.sqrt()).context(what)?;
     let a = c.a.multiply(&ratio).context(what)?;
     let b = c.b.divide(&ratio).context(what)?;
     mlx::eval([&a, &b])?;
     Ok(Components { a, b })
-}
-
-fn length_or(m: &Array, tiny: &Array) -> std::result::Result<Array, mlx_rs::error::Exception> {
-    m.multiply(m)?.sum_axis(1, true)?.sqrt()?.add(tiny)
 }
 
 /// The first `rank` components.

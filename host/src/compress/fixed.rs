@@ -104,7 +104,7 @@ impl<'a> Fixed<'a> {
         let parts = to.join(PARTS);
         std::fs::remove_dir_all(&parts).map_err(FileError::at("removing", &parts))?;
         tensor_file::copy_texts(self.from, to)?;
-        self.config(to)?;
+        config(self.from, to, &self.schemes)?;
         check(to)?;
         self.staged.commit()?;
         Ok(bytes)
@@ -116,28 +116,32 @@ impl<'a> Fixed<'a> {
         let own = || name.rsplit_once('.').filter(|(_, part)| WEIGHT.contains(part)).map(|(slice, _)| (slice, true));
         other.or_else(own).filter(|(slice, _)| self.slices.contains(slice))
     }
+}
 
-    /// `config.json` with the quantisation of what is new; byte for byte the old one where that changes nothing.
-    fn config(&self, to: &Path) -> Result<()> {
-        let (from, to) = (self.from.join("config.json"), to.join("config.json"));
-        let bytes = crate::atomic::read_bounded(&from, MAX_CONFIG).map_err(FileError::at("reading", &from))?;
-        let wrong = |e: &dyn std::fmt::Display| Error::file(&from, format!("is not valid JSON ({e})"));
-        let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
-        let object = value.as_object_mut().ok_or_else(|| wrong(&"no object"))?;
-        let entry = |s: &Scheme| json!({ "group_size": s.group_size, "bits": s.bits, "mode": s.mode.name() });
-        let any = self.schemes.values().flatten().next();
-        if let Some(any) = any.filter(|_| !object.contains_key("quantization")) {
-            object.insert("quantization".into(), entry(any));
-        }
-        let mut changed = any.is_some();
-        for field in ["quantization", "quantization_config"] {
-            let Some(q) = object.get_mut(field).and_then(Value::as_object_mut) else { continue };
-            for (slice, scheme) in &self.schemes {
-                q.insert(slice.clone(), scheme.as_ref().map_or(false.into(), entry));
-                changed = true;
-            }
-        }
-        let text = if changed { serde_json::to_vec_pretty(&value).map_err(|e| wrong(&e))? } else { bytes };
-        Ok(std::fs::write(&to, text).map_err(FileError::at("writing", &to))?)
+/// Writes the `config.json` of a checkpoint anew, saying of each of these slices how it is quantised, or that it is
+/// not; byte for byte the old one where that says nothing new.
+///
+/// # Errors
+/// When the old one cannot be read or the new one not be written.
+pub(super) fn config(from: &Path, to: &Path, schemes: &BTreeMap<String, Option<Scheme>>) -> Result<()> {
+    let (from, to) = (from.join("config.json"), to.join("config.json"));
+    let bytes = crate::atomic::read_bounded(&from, MAX_CONFIG).map_err(FileError::at("reading", &from))?;
+    let wrong = |e: &dyn std::fmt::Display| Error::file(&from, format!("is not valid JSON ({e})"));
+    let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
+    let object = value.as_object_mut().ok_or_else(|| wrong(&"no object"))?;
+    let entry = |s: &Scheme| json!({ "group_size": s.group_size, "bits": s.bits, "mode": s.mode.name() });
+    let any = schemes.values().flatten().next();
+    if let Some(any) = any.filter(|_| !object.contains_key("quantization")) {
+        object.insert("quantization".into(), entry(any));
     }
+    let mut changed = any.is_some();
+    for field in ["quantization", "quantization_config"] {
+        let Some(q) = object.get_mut(field).and_then(Value::as_object_mut) else { continue };
+        for (slice, scheme) in schemes {
+            q.insert(slice.clone(), scheme.as_ref().map_or(false.into(), entry));
+            changed = true;
+        }
+    }
+    let text = if changed { serde_json::to_vec_pretty(&value).map_err(|e| wrong(&e))? } else { bytes };
+    Ok(std::fs::write(&to, text).map_err(FileError::at("writing", &to))?)
 }

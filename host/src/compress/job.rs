@@ -70,10 +70,15 @@ impl Job<'_> {
             }
             .map(|()| d)
         });
-        result.map_err(|e| match e {
+        result.map_err(|e| self.told(e))
+    }
+
+    /// An interruption in words that say how to go on.
+    fn told(&self, e: Error) -> Error {
+        match e {
             Error::Elastic(ElasticError::Interrupted) => Error::Interrupted(self.work.dir().to_owned()),
             e => e,
-        })
+        }
     }
 
     /// The plan, from the working directory or from the policy now.
@@ -92,6 +97,15 @@ impl Job<'_> {
     /// # Errors
     /// As [`Job::run`], and when not even the whole model reaches the target.
     pub fn search(
+        &mut self,
+        target: f64,
+        perplexity: &mut dyn FnMut(&Model) -> Result<f64>,
+        watch: &mut Watch,
+    ) -> Result<()> {
+        self.searched(target, perplexity, watch).map_err(|e| self.told(e))
+    }
+
+    fn searched(
         &mut self,
         target: f64,
         perplexity: &mut dyn FnMut(&Model) -> Result<f64>,
@@ -391,8 +405,8 @@ fn mapped(settings: &Settings, ranks: &Levels, slices: &[Slice]) -> Result<Vec<L
     slices.iter().map(one).collect()
 }
 
-/// How many components of each slice are stored: all where the settings say so; else those of the plan, and of a slice that stays dense those that a
-/// smaller budget wakes in its place.
+/// How many components of each slice are stored: all where the settings say so; else those of the plan, and of a
+/// slice that stays dense those that a smaller budget wakes in its place.
 fn stored(settings: &Settings, slices: &[Slice], levels: &[Level], spectra: &[Vec<f32>]) -> Vec<u32> {
     let rank = |level: &Level| if let Level::Rank(r) = level { *r } else { 0 };
     if settings.ladder == Reach::Full {

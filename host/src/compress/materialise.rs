@@ -6,9 +6,9 @@
 
 use super::error::{Error, Result};
 use super::fixed::Fixed;
-use crate::mlx::quant::{Mode, Scheme};
+use crate::mlx::quant::{Mode, Packed, Scheme};
 use crate::mlx::{Array, Context, Dtype};
-use crate::model::tensor_file::{Tensor, of_array};
+use crate::model::tensor_file::{Tensor, of_array, of_packed};
 use crate::model::{Level, Model};
 use serde::Serialize;
 
@@ -54,13 +54,8 @@ impl Storage {
             let dtype = if self == Storage::Float { Dtype::Float32 } else { Dtype::Float16 };
             return Ok((None, vec![of_array(weight, &w.as_dtype(dtype).context(what)?)?]));
         };
-        let (group, bits) = (scheme.group_size as i32, scheme.bits as i32);
-        let (codes, scales, biases) = mlx_rs::ops::quantize(w, group, bits).context(what)?;
-        let half = |part: &str, a: &Array| -> Result<Tensor> {
-            Ok(of_array(format!("{slice}.{part}"), &a.as_dtype(Dtype::Float16).context(what)?)?)
-        };
-        let tensors = vec![of_array(weight, &codes)?, half("scales", &scales)?, half("biases", &biases)?];
-        Ok((Some(scheme), tensors))
+        let packed = Packed::affine(w, scheme.bits, scheme.group_size, Dtype::Float16)?;
+        Ok((Some(scheme), of_packed(slice, &packed, Dtype::Float16)?))
     }
 }
 

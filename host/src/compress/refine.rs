@@ -12,6 +12,7 @@
 
 use super::error::{Error, Result};
 use super::settings::Refinement;
+use super::work;
 use crate::mlx::{self, Array, Context};
 use crate::model::{Level, Model, Tap};
 use crate::plastic::factor::Components;
@@ -299,12 +300,7 @@ fn keep(path: &Path, step: u32, learners: &[Learner], memories: &[[Memory; 2]]) 
     }
     let failed = crate::atomic::FileError::at("writing", path);
     mlx::files::write_tensors(path, &tensors).map_err(failed)?;
-    Ok(crate::atomic::write_file(&seal(path), super::work::sha256(path)?.as_bytes())?)
-}
-
-/// Where the SHA-256 of a state lies.
-fn seal(path: &Path) -> std::path::PathBuf {
-    path.with_extension("sha256")
+    work::seal(path)
 }
 
 /// Reads a state that was kept; answers the step it stands at, 0 where there is none.
@@ -313,7 +309,7 @@ fn restore(path: &Path, learners: &mut [Learner], memories: &mut [[Memory; 2]]) 
         return Ok(0);
     }
     let damaged = || Error::file(path, "is damaged; delete it, and refinement begins again");
-    if super::work::sha256(path)?.as_bytes() != std::fs::read(seal(path)).unwrap_or_default() {
+    if !work::is_sealed(path)? {
         return Err(damaged());
     }
     let mut all = Array::load_safetensors(path).map_err(|_| damaged())?;

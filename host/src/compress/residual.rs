@@ -7,23 +7,14 @@
 
 use super::error::Result;
 use super::settings::Coarse;
-use crate::mlx::quant::{Mode, Packed, Scheme};
+use crate::mlx::quant::Packed;
 use crate::mlx::{self, Array, Context, Dtype};
-use crate::model::tensor_file::{Tensor, of_array};
+use crate::model::tensor_file::{Tensor, of_packed};
 use crate::plugin::contract::{Slice, SliceState};
 
-/// A slice's coarse weight, quantised.
-///
-/// # Errors
-/// Whatever MLX reports.
-pub fn quantise(w: &Array, coarse: Coarse) -> mlx::Result<Packed> {
-    let what = "quantising a slice coarsely";
-    let (group, bits) = (coarse.group_size as i32, coarse.bits as i32);
-    let (codes, scales, biases) = mlx_rs::ops::quantize(w, group, bits).context(what)?;
-    // As they will be stored: float16.
-    let rounded = |a: &Array| a.as_dtype(Dtype::Float16).and_then(|a| a.as_dtype(Dtype::Float32)).context(what);
-    let scheme = Scheme { group_size: coarse.group_size, bits: coarse.bits, mode: Mode::Affine };
-    Ok(Packed { codes, scales: rounded(&scales)?, biases: Some(rounded(&biases)?), scheme })
+/// A slice's coarse weight, quantised; scales as they will be stored, in float16.
+fn quantise(w: &Array, coarse: Coarse) -> mlx::Result<Packed> {
+    Packed::affine(w, coarse.bits, coarse.group_size, Dtype::Float16)
 }
 
 /// What the coarse weight loses: W − Q(W), float32 [rows, cols], evaluated.
@@ -42,14 +33,7 @@ pub fn lost(w: &Array, coarse: Coarse) -> mlx::Result<Array> {
 /// # Errors
 /// Whatever MLX reports.
 pub fn tensors(slice: &str, w: &Array, coarse: Coarse) -> Result<Vec<Tensor>> {
-    let p = quantise(w, coarse)?;
-    let half = |a: &Array| a.as_dtype(Dtype::Float16).context("rounding scales");
-    let mut out = vec![of_array(format!("{slice}.weight"), &p.codes)?];
-    out.push(of_array(format!("{slice}.scales"), &half(&p.scales)?)?);
-    if let Some(biases) = &p.biases {
-        out.push(of_array(format!("{slice}.biases"), &half(biases)?)?);
-    }
-    Ok(out)
+    Ok(of_packed(slice, &quantise(w, coarse)?, Dtype::Float16)?)
 }
 
 /// Parameters that a coarse weight counts for: its bytes in pairs, as float16 has them.

@@ -110,24 +110,10 @@ impl Work {
             Ok(bytes) => bytes,
         };
         let damaged = || Error::file(&path, format!("is damaged; delete {} and begin anew", self.dir.display()));
-        if !self.is_sealed(&path)? {
+        if !is_sealed(&path)? {
             return Err(damaged());
         }
         serde_json::from_slice(&bytes).map(Some).map_err(|_| damaged())
-    }
-
-    /// Notes the SHA-256 of a file beside it.
-    fn seal(&self, path: &Path) -> Result<()> {
-        Ok(write_file(&seal_of(path), sha256(path)?.as_bytes())?)
-    }
-
-    /// Whether a file is as it was when it was sealed.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn is_sealed(&self, path: &Path) -> Result<bool> {
-        let seal = std::fs::read(seal_of(path)).unwrap_or_default();
-        Ok(path.is_file() && sha256(path)?.as_bytes() == seal)
     }
 
     /// Keeps what was decided.
@@ -135,7 +121,7 @@ impl Work {
         let path = self.dir.join("plan.json");
         let text = serde_json::to_vec(decided).map_err(|e| Error::file(&path, e.to_string()))?;
         write_file(&path, &text)?;
-        self.seal(&path)
+        seal(&path)
     }
 
     /// The part file of a slice.
@@ -145,7 +131,7 @@ impl Work {
 
     /// Whether the part of a slice is there as it was written.
     pub fn has(&self, slice: usize) -> bool {
-        self.is_sealed(&self.part(slice)).unwrap_or(false)
+        is_sealed(&self.part(slice)).unwrap_or(false)
     }
 
     /// Keeps the part of a slice.
@@ -155,7 +141,7 @@ impl Work {
         let sync = || std::fs::File::open(&fresh)?.sync_all();
         sync().map_err(FileError::at("syncing", &fresh))?;
         std::fs::rename(&fresh, &path).map_err(FileError::at("renaming a file to", &path))?;
-        self.seal(&path)
+        seal(&path)
     }
 
     /// Removes it where nothing was decided yet: a mistake in the command leaves nothing in the way.
@@ -170,6 +156,23 @@ impl Work {
         // What is left is only wasted space.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Notes the SHA-256 of a file beside it.
+///
+/// # Errors
+/// When the file cannot be read or the note not be written.
+pub fn seal(path: &Path) -> Result<()> {
+    Ok(write_file(&seal_of(path), sha256(path)?.as_bytes())?)
+}
+
+/// Whether a file is there as it was when it was sealed.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_sealed(path: &Path) -> Result<bool> {
+    let seal = std::fs::read(seal_of(path)).unwrap_or_default();
+    Ok(path.is_file() && sha256(path)?.as_bytes() == seal)
 }
 
 fn seal_of(path: &Path) -> PathBuf {

@@ -3,7 +3,7 @@
 //! mlx-rs fixes the mode to `affine`, so these two operations call mlx-c themselves. Both are lazy.
 //! MLX's own text of a refusal stays in mlx-rs's private slot: the errors here name what was asked.
 
-use super::{Array, MlxError, Result};
+use super::{Array, Context, Dtype, MlxError, Result};
 use mlx_rs::Stream;
 use std::ffi::CStr;
 
@@ -78,6 +78,19 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// Quantises a float32 matrix [rows, cols] in the mode `affine`; scales and biases are those that `stored_as` can
+    /// hold, widened to float32.
+    ///
+    /// # Errors
+    /// When the columns do not divide into groups, or MLX fails.
+    pub fn affine(w: &Array, bits: u32, group_size: u32, stored_as: Dtype) -> Result<Packed> {
+        let what = "quantising a weight";
+        let (codes, scales, biases) = mlx_rs::ops::quantize(w, group_size as i32, bits as i32).context(what)?;
+        let rounded = |a: &Array| a.as_dtype(stored_as).and_then(|a| a.as_dtype(Dtype::Float32)).context(what);
+        let scheme = Scheme { group_size, bits, mode: Mode::Affine };
+        Ok(Packed { codes, scales: rounded(&scales)?, biases: Some(rounded(&biases)?), scheme })
+    }
+
     /// The matrix [rows, cols]: in the type of the scales for affine, else bfloat16 (exact).
     ///
     /// # Errors

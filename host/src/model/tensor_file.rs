@@ -6,6 +6,7 @@
 use super::error::{Error, Result};
 use super::safetensors::TensorInfo;
 use crate::atomic::FileError;
+use crate::mlx::quant::Packed;
 use crate::mlx::{self, Array, Dtype};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -163,6 +164,21 @@ pub fn of_array(name: String, a: &Array) -> Result<Tensor> {
     };
     let shape = a.shape().iter().map(|n| *n as usize).collect();
     Ok(Tensor { name, dtype, shape, source: Source::Bytes(bytes) })
+}
+
+/// A quantised matrix in the mode `affine`: `name.weight`, `name.scales` and `name.biases`, the last two in
+/// `stored_as`, which they must fit.
+///
+/// # Errors
+/// Whatever MLX reports.
+pub fn of_packed(name: &str, packed: &Packed, stored_as: Dtype) -> Result<Vec<Tensor>> {
+    let mut tensors = vec![of_array(format!("{name}.weight"), &packed.codes)?];
+    for (part, a) in [("scales", Some(&packed.scales)), ("biases", packed.biases.as_ref())] {
+        if let Some(a) = a {
+            tensors.push(of_array(format!("{name}.{part}"), &a.as_dtype(stored_as)?)?);
+        }
+    }
+    Ok(tensors)
 }
 
 /// Copies the texts of a checkpoint (tokeniser, templates, licences) to another directory; `config.json`, an index

@@ -15,7 +15,7 @@ use crate::mlx::quant::{Mode, Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::safetensors::read_header;
-use crate::model::tensor_file::{self, Tensor, by_place, copied, of_array};
+use crate::model::tensor_file::{self, Tensor, by_place, copied, of_array, of_packed};
 use crate::model::{Added, Model, awake};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -343,15 +343,8 @@ fn encode(name: &str, w: &Array, target: Target) -> Result<(Vec<Tensor>, Array)>
             Ok((vec![of_array(format!("{name}.weight"), &stored)?], restored))
         }
         Target::Packed(scheme, dtype) => {
-            let (group, bits) = (scheme.group_size as i32, scheme.bits as i32);
-            let (codes, scales, biases) = mlx_rs::ops::quantize(w, group, bits).context(what)?;
-            let rounded = |a: &Array| a.as_dtype(dtype).context(what);
-            let (scales, biases) = (rounded(&scales)?, rounded(&biases)?);
-            let wide = |a: &Array| a.as_dtype(Dtype::Float32).context(what);
-            let packed = Packed { codes: codes.clone(), scales: wide(&scales)?, biases: Some(wide(&biases)?), scheme };
-            let parts = [("weight", &codes), ("scales", &scales), ("biases", &biases)];
-            let tensors = parts.into_iter().map(|(part, a)| of_array(format!("{name}.{part}"), a));
-            Ok((tensors.collect::<crate::model::Result<_>>()?, packed.dequantize()?))
+            let packed = Packed::affine(w, scheme.bits, scheme.group_size, dtype)?;
+            Ok((of_packed(name, &packed, dtype)?, packed.dequantize()?))
         }
     }
 }

@@ -159,7 +159,7 @@ fn prepare(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Re
     };
     let before =
         if args.no_eval { None } else { Some(score(model, &windows, args, interrupt, g, "scoring the base")?) };
-    let memory_before = model.resident_scoring();
+    let memory = model.resident_scoring();
     let settings = Settings {
         base: BaseRecord { id: base.id.clone(), sha256, bytes: weight_bytes(&dir)?, dir },
         mode: args.mode,
@@ -192,7 +192,6 @@ fn prepare(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Re
         self_contained: args.self_contained,
     };
     let learn = calibration.map(|(_, windows)| windows).unwrap_or_default();
-    let memory = memory_before;
     Ok(Prepared { settings, elastic, moments, policies, text, windows, learn, notes, before, memory })
 }
 
@@ -261,12 +260,12 @@ fn go(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Result<
     bars.clear();
     let decided = match decided {
         Ok(decided) => decided,
-        Err(e @ Error::Interrupted(_)) => return Err(e.into()),
-        Err(e) => {
+        Err(e @ (Error::Usage(_) | Error::Plan { .. } | Error::Slice { .. })) => {
             // A mistake in the command leaves nothing in the way of the next one.
             job.work.abandon();
             return Err(e.into());
         }
+        Err(e) => return Err(e.into()),
     };
     let (mut memory_after, mut failed) = (0, None);
     let manifest = job.assemble(&args.out, &decided, |staged, manifest| {
