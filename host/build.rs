@@ -35,7 +35,8 @@ fn kernels() {
         };
     }
     primitives.files(
-        ["attention", "attention_grad", "gemm", "pool", "swiglu", "token_nll"].map(|f| format!("native/{f}.cpp")),
+        ["attention", "attention_grad", "gemm", "norm_rope", "pool", "swiglu", "token_nll"]
+            .map(|f| format!("native/{f}.cpp")),
     );
     primitives.compile("plastic_kernels");
 

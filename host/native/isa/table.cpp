@@ -7,11 +7,12 @@ namespace PK_ISA {
 #include "columns.inl"
 #include "elementwise.inl"
 #include "gemm.inl"
+#include "norm.inl"
 
 #define PK_STR2(x) #x
 #define PK_STR(x) PK_STR2(x)
 extern const Simd table;
 const Simd table = {PK_STR(PK_ISA), MR, NR, gemm, pack, swiglu, swiglu_grad, column_lse, column_softmax,
-                    softmax_block, scale_rows, softmax_grad_columns, softmax_grad_rows, dot, attend};
+                    softmax_block, scale_rows, softmax_grad_columns, softmax_grad_rows, dot, attend, rms_norm, rms_norm_grad, rope};
 } // namespace PK_ISA
 } // namespace pk

@@ -51,6 +51,12 @@ struct Simd {
   float (*dot)(const float* a, const float* b, int n);
   void (*attend)(const float* q, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n, int d, float* s,
                  float* max, float* total, float* o);
+
+  // ---- norm.inl (described there)
+  void (*rms_norm)(const float* x, const float* w, float* y, int rows, int n, float eps);
+  void (*rms_norm_grad)(const float* x, const float* w, const float* dy, float* dx, float* dw, int rows, int n,
+                        float eps);
+  void (*rope)(const float* x, float* y, const float* cos, const float* sin, int half, bool traditional);
 };
 
 // The best table this machine can run, or the one PLASTIC_ISA (scalar, avx2, avx512) or force_isa() names.

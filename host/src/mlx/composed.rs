@@ -21,6 +21,11 @@ pub fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
     fast::rms_norm(x, Some(weight), eps).context("rms_norm")
 }
 
+/// See [`super::kernels::rope`].
+pub fn rope(x: &Array, dims: i32, traditional: bool, offset: i32, freqs: &Array) -> Result<Array> {
+    fast::rope(x, dims, traditional, None, 1.0, offset, freqs).context("rope")
+}
+
 /// Rows whose logits are held at once.
 const ROWS: i32 = 256;
 

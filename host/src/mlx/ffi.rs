@@ -34,6 +34,26 @@ unsafe extern "C" {
         err: *mut c_char,
         len: usize,
     ) -> c_int;
+    pub(super) fn pk_rms_norm(
+        res: *mut mlx_array,
+        x: mlx_array,
+        weight: mlx_array,
+        eps: f32,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
+    pub(super) fn pk_rope(
+        res: *mut mlx_array,
+        x: mlx_array,
+        dims: c_int,
+        traditional: bool,
+        offset: c_int,
+        freqs: mlx_array,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
     pub(super) fn pk_token_nll(
         res: *mut mlx_array,
         hidden: mlx_array,

@@ -121,12 +121,41 @@ pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, causal: bool) -> R
     composed::attention(q, k, v, scale, causal)
 }
 
-/// Root-mean-square norm over the last axis, times `weight`; differentiable in `x`.
+/// Root-mean-square norm over the last axis of `x` [..., D], times `weight` [D]; differentiable in both.
 ///
 /// # Errors
 /// When the shapes disagree.
 pub fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+    #[cfg(target_os = "linux")]
+    if native() {
+        // SAFETY: live handles and pointers of this call.
+        return ffi::build(|[y], s, (err, len)| unsafe {
+            ffi::pk_rms_norm(y, x.as_ptr(), weight.as_ptr(), eps, s, err, len)
+        })
+        .map(|[y]| y)
+        .context("rms_norm");
+    }
     composed::rms_norm(x, weight, eps)
+}
+
+/// Rotary position embedding of the first `dims` features of `x` [B, H, L, D]; differentiable in `x`.
+///
+/// Row `l` stands at position `offset + l`; its pair `i` turns by `position / freqs[i]`, freqs [dims / 2]. Pairs are
+/// features `i` and `i + dims / 2`, or `2i` and `2i + 1` when `traditional`. As MLX's `fast::rope`.
+///
+/// # Errors
+/// When the shapes disagree.
+pub fn rope(x: &Array, dims: i32, traditional: bool, offset: i32, freqs: &Array) -> Result<Array> {
+    #[cfg(target_os = "linux")]
+    if native() {
+        // SAFETY: live handles and pointers of this call.
+        return ffi::build(|[y], s, (err, len)| unsafe {
+            ffi::pk_rope(y, x.as_ptr(), dims, traditional, offset, freqs.as_ptr(), s, err, len)
+        })
+        .map(|[y]| y)
+        .context("rope");
+    }
+    composed::rope(x, dims, traditional, offset, freqs)
 }
 
 /// Negative log-probability (nats) of each target: `hidden` [N, D], `head` [V, D], `targets` [N]

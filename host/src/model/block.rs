@@ -72,8 +72,7 @@ impl Shape {
 
     /// Turns `x` [B, H, T, d] by its positions, which begin at `offset`.
     fn rope(&self, x: &Array, offset: usize) -> mlx::Result<Array> {
-        mlx_rs::fast::rope(x, self.head_dim, self.traditional, None, 1.0, offset as i32, &self.frequencies)
-            .context("rope")
+        kernels::rope(x, self.head_dim, self.traditional, offset as i32, &self.frequencies)
     }
 }
 
