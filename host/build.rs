@@ -35,7 +35,7 @@ fn kernels() {
         };
     }
     primitives.files(
-        ["attention", "attention_grad", "gemm", "norm_rope", "pool", "swiglu", "token_nll"]
+        ["attention", "attention_grad", "gemm", "norm_rope", "pool", "product", "projection", "swiglu", "token_nll"]
             .map(|f| format!("native/{f}.cpp")),
     );
     primitives.compile("plastic_kernels");
@@ -53,7 +53,8 @@ fn kernels() {
     for (name, flags) in sets {
         let mut c = compiler();
         c.flag("-ffp-contract=fast").flag("-fno-exceptions").flag("-Wno-psabi").define("PK_ISA", *name);
-        c.flags(*flags);
+        // GCC's own headers of intrinsics begin some results uninitialised
+        c.flag("-Wno-uninitialized").flag("-Wno-maybe-uninitialized").flags(*flags);
         // one source, several objects: each in a folder of its own
         c.out_dir(PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join(name));
         c.file("native/isa/table.cpp").compile(&format!("plastic_kernels_{name}"));

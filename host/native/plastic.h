@@ -61,7 +61,7 @@ inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 // ---- MLX
 // A row-contiguous form of an evaluated input: itself, or a copy that is made on the stream first and
-// lives until the tasks already dispatched are done. 4-byte elements.
+// lives until the tasks already dispatched are done. Elements of 1, 2 or 4 bytes.
 mx::array dense(const mx::array& a, mx::cpu::CommandEncoder& enc);
 
 // Allocates an output in row-major order and announces it.

@@ -164,7 +164,8 @@ const Simd& simd() { return *current().load(std::memory_order_relaxed); }
 
 // ---- strided inputs
 namespace {
-void copy_strided(const uint32_t* src, uint32_t* dst, const mx::Shape& shape, const mx::Strides& strides) {
+template <class T>
+void copy_strided(const T* src, T* dst, const mx::Shape& shape, const mx::Strides& strides) {
   int last = int(shape.size()) - 1;
   std::vector<int> index(shape.size(), 0);
   size_t rows = 1;
@@ -184,8 +185,10 @@ mx::array dense(const mx::array& a, mx::cpu::CommandEncoder& enc) {
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
   allocate(copy, enc);
   enc.add_temporary(copy);
-  enc.dispatch([src = a.data<uint32_t>(), dst = copy.data<uint32_t>(), shape = a.shape(), strides = a.strides()] {
-    copy_strided(src, dst, shape, strides);
+  enc.dispatch([src = a.data<void>(), dst = copy.data<void>(), size = a.itemsize(), shape = a.shape(), strides = a.strides()] {
+    if (size == 1) copy_strided(static_cast<const uint8_t*>(src), static_cast<uint8_t*>(dst), shape, strides);
+    else if (size == 2) copy_strided(static_cast<const uint16_t*>(src), static_cast<uint16_t*>(dst), shape, strides);
+    else copy_strided(static_cast<const uint32_t*>(src), static_cast<uint32_t*>(dst), shape, strides);
   });
   return copy;
 }

@@ -19,6 +19,24 @@ struct Panels {
   ptrdiff_t row, panel;
 };
 
+// ---- weights as they are stored
+enum Number : int32_t { F32, F16, BF16, E8M0, E4M3 };
+// How a weight is stored: affine codes of so many bits (2, 3, 4, 5, 6, 8), floats, or small floats with a scale.
+enum : int32_t { KIND_F32 = 32, KIND_F16 = 16, KIND_BF16 = 17, KIND_MXFP4 = 40, KIND_MXFP8 = 41, KIND_NVFP4 = 42 };
+
+// W [N, K], rows one after the other. An affine weight is scale * code + bias; one scale and one bias, [N, K / group]
+// of type `number`, serve `group` neighbours of a row. Small floats have no bias, floats neither; their group is K.
+struct Matrix {
+  const void *codes, *scales, *biases;
+  int N, K, kind, group;
+  Number number;
+
+  int bits() const {
+    return kind == KIND_BF16 ? 16 : kind == KIND_MXFP8 ? 8 : kind >= KIND_MXFP4 ? 4 : kind;
+  }
+  size_t row_bytes() const { return size_t(K) * size_t(bits()) / 8; }
+};
+
 struct Simd {
   const char* name;
   int mr, nr; // height and width of the register tile of `gemm`; nr is a multiple of the vector length
@@ -29,6 +47,21 @@ struct Simd {
   void (*gemm)(int m, int n, int k, Panels a, Panels b, bool b_padded, float* c, ptrdiff_t ldc, bool add);
   // Transposes `rows` rows of length k into panels of width w (zero padded): dst[j][p][i] = src[j*w+i][p].
   void (*pack)(const float* src, ptrdiff_t ld, ptrdiff_t step, int rows, int k, int w, float scale, float* dst);
+
+  // ---- product.inl: products with a stored weight
+  int few; // most rows of x that `dots` and `sums` take
+  // The order in which `dots` wants the inputs of each row of x [M, K]; null: as they are.
+  void (*arrange)(int kind, const float* x, ptrdiff_t ldx, int M, int K, float* dst);
+  // y[m, n] (+)= sum_k x[m, k] W[n, k] for n0 <= n < n1 and m < M <= few. x [M, K] as arranged.
+  void (*dots)(const Matrix& w, int n0, int n1, const float* x, int M, float* y, ptrdiff_t ldy, bool add);
+  // y[m, k] (+)= sum_n x[m, n] W[n, k] for k0 <= k < k1 and m < M <= few; k0 is a multiple of 64.
+  void (*sums)(const Matrix& w, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy, bool add);
+  // dst[k - k0][nr] = W[n0 + i, k] for i < count <= nr, zeros beyond; k0 and k1 are multiples of 32 or K.
+  void (*panel_of_rows)(const Matrix& w, int n0, int count, int k0, int k1, float* dst);
+  // dst[n - n0][nr] = W[n, k0 + i] for i < count <= nr, zeros beyond; k0 is a multiple of nr.
+  void (*panel_of_columns)(const Matrix& w, int k0, int count, int n0, int n1, float* dst);
+  // y[m, j] (+)= sum_p x[m, p] b[p][j] for j < cols <= nr; b [K][nr].
+  void (*strip)(int M, int cols, int K, const float* x, ptrdiff_t ldx, const float* b, float* y, ptrdiff_t ldy, bool add);
 
   // ---- elementwise.inl
   void (*swiglu)(const float* g, const float* u, float* y, size_t n);

@@ -1,6 +1,11 @@
 // Vectors of the widest kind this compilation may use, and the exponential on them.
 #pragma once
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #include "table.h"
 
@@ -30,13 +35,30 @@ static inline vf load(const float* p) { return *(const vf_any*)p; }
 static inline void store(float* p, vf v) { *(vf_any*)p = v; }
 static inline vf splat(float x) { return x - vf{}; } // x - 0 is x, also for -0, so it costs nothing
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
+
+// Sums of lanes. A vector is folded to four lanes by halves, four of those are added crosswise.
+typedef float v4 __attribute__((vector_size(16)));
+static inline v4 fold(vf v) {
+#if defined(__AVX512F__)
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  return (v4)_mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+#elif defined(__AVX2__)
+  return (v4)_mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+  return v;
+#endif
+}
+static inline v4 sum4(vf a, vf b, vf c, vf d) {
+  typedef int32_t i4 __attribute__((vector_size(16)));
+  const i4 low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+  const v4 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
+  const v4 pq = __builtin_shuffle(p, q, low) + __builtin_shuffle(p, q, high); // p02 q02 p13 q13
+  const v4 rs = __builtin_shuffle(r, s, low) + __builtin_shuffle(r, s, high);
+  return __builtin_shuffle(pq, rs, i4{0, 1, 4, 5}) + __builtin_shuffle(pq, rs, i4{2, 3, 6, 7});
+}
 static inline float sum(vf v) {
-  float s[VL], t = 0;
-  memcpy(s, &v, sizeof v);
-  for (int w = VL / 2; w; w /= 2)
-    for (int i = 0; i < w; i++) s[i] += s[i + w];
-  t = s[0];
-  return t;
+  const v4 f = fold(v);
+  return (f[0] + f[2]) + (f[1] + f[3]);
 }
 
 // e^x, relative error below 2e-7 for |x| <= 87; clamped outside, so never 0 or infinite. NaN stays

@@ -54,6 +54,17 @@ unsafe extern "C" {
         err: *mut c_char,
         len: usize,
     ) -> c_int;
+    pub(super) fn pk_project(
+        res: *mut mlx_array,
+        x: mlx_array,
+        arrays: *const mlx_array,
+        count: usize,
+        layout: *const c_int,
+        residual: mlx_array, // an empty handle: none
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
     pub(super) fn pk_token_nll(
         res: *mut mlx_array,
         hidden: mlx_array,

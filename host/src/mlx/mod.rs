@@ -13,6 +13,9 @@ pub mod files;
 mod kernel_tests;
 pub mod kernels;
 pub mod memory;
+pub mod project;
+#[cfg(test)]
+mod project_tests;
 pub mod quant;
 pub mod randomized;
 pub mod spectral;

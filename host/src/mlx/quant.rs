@@ -78,20 +78,19 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Quantises a float32 matrix [rows, cols] in the mode `affine`; scales and biases are those that `stored_as` can
-    /// hold, widened to float32.
+    /// Quantises a float32 matrix [rows, cols] in the mode `affine`; scales and biases are of the type `stored_as`.
     ///
     /// # Errors
     /// When the columns do not divide into groups, or MLX fails.
     pub fn affine(w: &Array, bits: u32, group_size: u32, stored_as: Dtype) -> Result<Packed> {
         let what = "quantising a weight";
         let (codes, scales, biases) = mlx_rs::ops::quantize(w, group_size as i32, bits as i32).context(what)?;
-        let rounded = |a: &Array| a.as_dtype(stored_as).and_then(|a| a.as_dtype(Dtype::Float32)).context(what);
+        let rounded = |a: &Array| a.as_dtype(stored_as).context(what);
         let scheme = Scheme { group_size, bits, mode: Mode::Affine };
         Ok(Packed { codes, scales: rounded(&scales)?, biases: Some(rounded(&biases)?), scheme })
     }
 
-    /// The matrix [rows, cols]: in the type of the scales for affine, else bfloat16 (exact).
+    /// The matrix [rows, cols]: float32 for affine, else bfloat16; exact.
     ///
     /// # Errors
     /// When MLX refuses the shapes or the scheme.
@@ -99,13 +98,14 @@ impl Packed {
         let none = dtype_none();
         let (group, bits) = self.params();
         let (empty, stream) = (empty(), Stream::thread_local_or_default());
-        let biases = self.biases.as_ref().unwrap_or(&empty);
+        let (scales, biases) = self.widened()?;
+        let biases = biases.as_ref().unwrap_or(&empty);
         // SAFETY: every handle outlives the call; `res` is filled before it is read.
         let built = op(|res| unsafe {
             mlx_sys::mlx_dequantize(
                 res,
                 self.codes.as_ptr(),
-                self.scales.as_ptr(),
+                scales.as_ptr(),
                 biases.as_ptr(),
                 group,
                 bits,
@@ -125,14 +125,15 @@ impl Packed {
     pub fn matmul(&self, x: &Array) -> Result<Array> {
         let (group, bits) = self.params();
         let (empty, stream) = (empty(), Stream::thread_local_or_default());
-        let biases = self.biases.as_ref().unwrap_or(&empty);
+        let (scales, biases) = self.widened()?;
+        let biases = biases.as_ref().unwrap_or(&empty);
         // SAFETY: every handle outlives the call; `res` is filled before it is read.
         let built = op(|res| unsafe {
             mlx_sys::mlx_quantized_matmul(
                 res,
                 x.as_ptr(),
                 self.codes.as_ptr(),
-                self.scales.as_ptr(),
+                scales.as_ptr(),
                 biases.as_ptr(),
                 true,
                 group,
@@ -161,6 +162,15 @@ impl Packed {
     /// The arrays, for evaluation and for counting bytes.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         [&self.codes, &self.scales].into_iter().chain(self.biases.as_ref())
+    }
+
+    /// Scales and biases as MLX should compute with them: affine ones in float32.
+    fn widened(&self) -> Result<(Array, Option<Array>)> {
+        let wide = |a: &Array| match self.scheme.mode {
+            Mode::Affine => a.as_dtype(Dtype::Float32).context("widening scales"),
+            _ => Ok(a.clone()),
+        };
+        Ok((wide(&self.scales)?, self.biases.as_ref().map(wide).transpose()?))
     }
 
     fn params(&self) -> (mlx_sys::mlx_optional_int, mlx_sys::mlx_optional_int) {

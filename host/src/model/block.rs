@@ -134,18 +134,22 @@ impl Block {
         tap: Option<&dyn Tap>,
     ) -> mlx::Result<Array> {
         let project = |i: usize, x: &Array| {
-            let y = self.linears[i].apply(x)?;
+            let y = self.linears[i].apply(x, None)?;
             match tap {
                 None => Ok(y),
                 Some(t) => t.linear(first_slice + i, x, y),
             }
         };
+        let project_onto = |h: &Array, i: usize, x: &Array| match tap {
+            None => self.linears[i].apply(x, Some(h)),
+            Some(_) => h.add(project(i, x)?).context("residual"),
+        };
         let n = kernels::rms_norm(h, &self.input_norm, s.eps)?;
         let a = self.attention(s, project(Q, &n)?, project(K, &n)?, project(V, &n)?, cache)?;
-        let h = h.add(project(O, &a)?).context("residual")?;
+        let h = project_onto(h, O, &a)?;
         let n = kernels::rms_norm(&h, &self.post_norm, s.eps)?;
         let a = kernels::swiglu(&project(GATE, &n)?, &project(UP, &n)?)?;
-        h.add(project(DOWN, &a)?).context("residual")
+        project_onto(&h, DOWN, &a)
     }
 
     /// q [B, T, H·d], k and v [B, T, Hkv·d] to [B, T, H·d].

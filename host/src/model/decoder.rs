@@ -45,7 +45,7 @@ pub struct SliceMeta {
 /// Bytes a model holds in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Resident {
-    /// Projections, embedding and head as the checkpoint has them (scales and biases in float32).
+    /// Projections, embedding and head as the checkpoint has them.
     pub packed: u64,
     /// Their float32 copies.
     pub dense: u64,
@@ -88,8 +88,8 @@ impl Model {
     /// When the directory is no supported checkpoint, or is damaged; the message names file and tensor.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
         let (mut config, checkpoint, levels) = awake::opened(dir, options.levels.as_ref())?;
-        // GPUs multiply quantised weights faster than float32 copies; MLX's CPU kernels are far slower.
-        let dense_is_faster = mlx::on_cpu();
+        // GPUs and our own kernels multiply quantised weights faster than float32 copies; MLX's CPU kernels do not.
+        let dense_is_faster = mlx::on_cpu() && !kernels::native();
         let w = Weights::new(&checkpoint, &config, dense_is_faster)?.at(levels, options.parked);
         let tied = config.tie_word_embeddings.unwrap_or(!w.has("lm_head.weight"));
         let (v, d) = (config.vocab_size, config.hidden_size);

@@ -8,6 +8,7 @@
 
 use super::ladder::{self, Ladder, Level};
 use super::pivot::Pivoted;
+use crate::mlx::project::{Operand, Projection, Thin};
 use crate::mlx::quant::{Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
 use std::cell::OnceCell;
@@ -25,9 +26,8 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// `(x Bᵀ) Aᵀ`: [.., cols] to [.., rows].
-    pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
-        x.matmul(self.b.transpose()?)?.matmul(self.a.transpose()?).context("low-rank projection")
+    fn thin(&self) -> Thin<'_> {
+        Thin { a: Operand::Float(&self.a), b: Operand::Float(&self.b) }
     }
 
     /// A · B: [rows, cols].
@@ -54,15 +54,6 @@ impl Added {
     /// Bytes of all of it.
     pub fn nbytes(&self) -> u64 {
         self.factors.nbytes() + self.gain.as_ref().map_or(0, |g| g.nbytes() as u64)
-    }
-
-    fn apply(&self, x: &Array, y: &Array) -> mlx::Result<Array> {
-        let what = "adding a pack";
-        let y = y.add(self.factors.apply(x)?).context(what)?;
-        match &self.gain {
-            None => Ok(y),
-            Some(g) => y.multiply(g).context(what),
-        }
     }
 }
 
@@ -182,12 +173,30 @@ impl Weight {
 
     /// `x Wᵀ`: [.., cols] to [.., rows].
     pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
-        let rows = x.size() / self.cols.max(1);
         match &self.stored {
-            Stored::Packed(p) if rows <= self.few_rows || !self.dense_is_faster => p.matmul(x),
             Stored::Pivoted(p) => p.apply(x),
-            _ => x.matmul(self.dense()?.transpose()?).context("projection"),
+            _ => {
+                let copy = self.copy(x)?;
+                let base = copy.as_ref().map(Operand::Float).or(self.operand());
+                Projection { base, ..Projection::default() }.apply(x, None)
+            }
         }
+    }
+
+    /// How the kernels read it; `None` where it is no one matrix.
+    fn operand(&self) -> Option<Operand<'_>> {
+        match &self.stored {
+            Stored::Float(w) => Some(Operand::Float(w)),
+            Stored::Packed(p) => Some(Operand::Packed(p)),
+            Stored::Pivoted(_) | Stored::Absent => None,
+        }
+    }
+
+    /// The float32 copy to multiply `x` with, where there should be one.
+    fn copy(&self, x: &Array) -> mlx::Result<Option<Array>> {
+        let rows = x.size() / self.cols.max(1);
+        let copied = self.dense_is_faster && rows > self.few_rows && self.operand().is_some();
+        copied.then(|| self.dense()).transpose()
     }
 
     /// Rows by index (int32, checked by the caller), float32: [.., cols].
@@ -256,24 +265,37 @@ impl Linear {
         Linear { ladder, ..self }
     }
 
-    /// `x` [.., cols] to [.., rows].
-    pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
-        let y = match (&self.factors, &self.part) {
-            (Some(f), _) => f.apply(x)?,
-            (None, Some(part)) if self.repairs() => {
-                self.weight.apply(x)?.add(part.apply(x)?).context("repairing a projection")?
-            }
-            (None, Some(part)) => part.apply(x)?,
-            (None, None) => self.weight.apply(x)?,
-        };
+    /// `x` [.., cols] to [.., rows], plus `residual` of the result's shape.
+    pub(crate) fn apply(&self, x: &Array, residual: Option<&Array>) -> mlx::Result<Array> {
+        let copy = if self.weight_runs() { self.weight.copy(x)? } else { None };
+        if self.weight_runs() && self.weight.is_pivoted() {
+            return self.onto(self.weight.apply(x)?, x, residual);
+        }
+        let base = copy.as_ref().map(Operand::Float).or(if self.weight_runs() { self.weight.operand() } else { None });
+        let mut factors = Vec::with_capacity(2);
+        factors.extend(self.factors.as_ref().or(self.part.as_ref()).map(Factors::thin));
+        factors.extend(self.added.as_ref().map(|a| a.factors.thin()));
+        let gain = self.added.as_ref().and_then(|a| a.gain.as_ref());
+        Projection { base, factors: &factors, gain, bias: self.bias.as_ref() }.apply(x, residual)
+    }
+
+    /// What comes on top of a weight that multiplied in its own way.
+    fn onto(&self, y: Array, x: &Array, residual: Option<&Array>) -> mlx::Result<Array> {
+        let what = "adding a pack";
         let y = match &self.added {
             None => y,
-            Some(added) => added.apply(x, &y)?,
+            Some(a) => {
+                let factors = &[a.factors.thin()];
+                let y = Projection { factors, ..Projection::default() }.apply(x, Some(&y))?;
+                a.gain.as_ref().map_or(Ok(y.clone()), |g| y.multiply(g)).context(what)?
+            }
         };
-        match &self.bias {
-            None => Ok(y),
-            Some(b) => y.add(b).context("adding a bias"),
-        }
+        self.bias.iter().chain(residual).try_fold(y, |y, more| y.add(more)).context(what)
+    }
+
+    /// Whether the weight itself multiplies: no factors stand in its place.
+    fn weight_runs(&self) -> bool {
+        self.factors.is_none() && (self.part.is_none() || self.repairs())
     }
 
     /// The components that are awake.
@@ -301,13 +323,12 @@ impl Linear {
 
     /// Bytes of the float32 copy of its weight that scoring will make.
     pub(crate) fn copy_bytes(&self) -> u64 {
-        let stands_in = self.factors.is_some() || (self.part.is_some() && !self.repairs());
-        if stands_in { 0 } else { self.weight.copy_bytes() }
+        if self.weight_runs() { self.weight.copy_bytes() } else { 0 }
     }
 
     /// Makes the float32 copy, where one will be used and kept.
     pub(crate) fn warm(&self) -> mlx::Result<()> {
-        if self.factors.is_some() || (self.part.is_some() && !self.repairs()) { Ok(()) } else { self.weight.warm() }
+        if self.weight_runs() { self.weight.warm() } else { Ok(()) }
     }
 
     /// What the checkpoint stores of it; `None` where that is the weight alone.

@@ -3,7 +3,7 @@
 //! What is checked at load: that every tensor the configuration calls for is there, has the shape it
 //! calls for and a type that is supported; that there are no others; and that every float in the
 //! checkpoint is finite. The last needs the numbers, so all tensors are read at load: what comes later
-//! cannot fail for want of the file. Scales, biases and norms are widened to float32, which is exact,
+//! cannot fail for want of the file. Norms are widened to float32, which is exact,
 //! so that activations and dequantised weights are float32 whatever the checkpoint uses.
 
 use super::checkpoint::Checkpoint;
@@ -259,7 +259,7 @@ impl<'a> Weights<'a> {
         }
         let mut parts = Vec::with_capacity(2);
         for name in [&scales, &biases] {
-            let a = self.floats(name, &[rows, groups])?.as_dtype(Dtype::Float32)?;
+            let a = self.floats(name, &[rows, groups])?;
             self.finite(name, &a)?;
             parts.push(a);
         }
