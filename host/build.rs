@@ -35,7 +35,7 @@ fn kernels() {
         };
     }
     primitives.files(
-        ["attention", "attention_grad", "gemm", "norm_rope", "pool", "swiglu", "token_nll"]
+        ["attention", "attention_grad", "cached_attention", "gemm", "norm_rope", "pool", "swiglu", "token_nll"]
             .map(|f| format!("native/{f}.cpp")),
     );
     primitives.compile("plastic_kernels");
