@@ -35,8 +35,19 @@ fn kernels() {
         };
     }
     primitives.files(
-        ["attention", "attention_grad", "gemm", "norm_rope", "pool", "product", "projection", "swiglu", "token_nll"]
-            .map(|f| format!("native/{f}.cpp")),
+        [
+            "attention",
+            "attention_grad",
+            "cached_attention",
+            "gemm",
+            "norm_rope",
+            "pool",
+            "product",
+            "projection",
+            "swiglu",
+            "token_nll",
+        ]
+        .map(|f| format!("native/{f}.cpp")),
     );
     primitives.compile("plastic_kernels");
 

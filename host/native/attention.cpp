@@ -9,12 +9,9 @@
 #include "attention.h"
 
 namespace pk {
-namespace {
 
-constexpr int KEY_CHUNK = 512; // keys a thread takes when decoding
-
-// Blocked attention, for many queries.
-void prefill(const AttentionShape& a, const Heads& q, const Heads& k, const Heads& v, const OutHeads& o, float* lse) {
+void attend_in_blocks(const AttentionShape& a, const Heads& q, const Heads& k, const Heads& v, const OutHeads& o,
+                      float* lse) {
   const Simd& f = simd();
   const int D = a.D, padded = round_up(a.Lk, BLOCK);
   Scratch keys(size_t(a.B) * a.Hkv * padded * D);
@@ -65,29 +62,32 @@ void prefill(const AttentionShape& a, const Heads& q, const Heads& k, const Head
   });
 }
 
+namespace {
+
+constexpr int KEY_CHUNK = 512; // keys a thread takes when decoding
+
 // Few queries over many keys: each task takes one key head, one chunk of keys, and all queries of its group.
 void decode(const AttentionShape& a, const Heads& q, const Heads& k, const Heads& v, const OutHeads& o, float* lse) {
   const Simd& f = simd();
   const int D = a.D, group = a.H / a.Hkv, queries = group * a.Lq;
   const int chunks = ceil_div(a.Lk, KEY_CHUNK), parts = a.B * a.Hkv * chunks;
-  struct Part {
-    float max, sum;
-  };
-  std::vector<Part> stats(size_t(parts) * queries);
-  Scratch results(size_t(parts) * queries * D);
-  float* partial = results.get(0);
+  // of each part and query: result [D], largest score, sum
+  Scratch results(size_t(parts) * queries * (D + 2));
+  float *partial = results.get(0), *max = partial + size_t(parts) * queries * D, *sum = max + size_t(parts) * queries;
   auto task = [&](size_t p) {
     const int c = int(p % chunks), bk = int(p / chunks), b = bk / a.Hkv, kv = bk % a.Hkv, k0 = c * KEY_CHUNK;
-    float *s = scratch(0, KEY_CHUNK), *row = scratch(1, D);
-    for (int i = 0; i < queries; i++) {
-      const int h = kv * group + i / a.Lq, l = i % a.Lq, n = std::min(KEY_CHUNK, a.visible(l) - k0);
-      Part& part = stats[p * queries + i];
-      part = {-INFINITY, 0};
+    float *s = scratch(0, 4 * (KEY_CHUNK + 16)), *rows = scratch(1, size_t(group) * D);
+    for (int l = 0; l < a.Lq; l++) {
+      const size_t at = p * queries + size_t(l) * group;
+      const int n = std::min(KEY_CHUNK, a.visible(l) - k0);
+      std::fill_n(max + at, group, -INFINITY);
+      std::fill_n(sum + at, group, 0.f);
       if (n <= 0) continue;
-      const float* x = q.at(b, h, l);
-      for (int d = 0; d < D; d++) row[d] = x[d * q.d] * a.scale;
-      f.attend(row, k.at(b, kv, k0), k.l, v.at(b, kv, k0), v.l, n, D, s, &part.max, &part.sum,
-               partial + (p * queries + i) * D);
+      for (int i = 0; i < group; i++) {
+        const float* x = q.at(b, kv * group + i, l);
+        for (int d = 0; d < D; d++) rows[i * D + d] = x[d * q.d] * a.scale;
+      }
+      f.attend(rows, group, k.at(b, kv, k0), k.l, v.at(b, kv, k0), v.l, n, D, s, max + at, sum + at, partial + at * D);
     }
   };
   if (int64_t(a.Lk) * D * queries * a.B * a.Hkv < 60000) // some 5 us of work: waking a thread costs as much
@@ -96,20 +96,20 @@ void decode(const AttentionShape& a, const Heads& q, const Heads& k, const Heads
 
   for (int i = 0; i < a.B * a.H * a.Lq; i++) { // join the chunks
     const int l = i % a.Lq, h = i / a.Lq % a.H, b = i / a.Lq / a.H, kv = h / group;
-    const size_t first = (size_t(b) * a.Hkv + kv) * chunks, query = size_t(h % group) * a.Lq + l;
-    float max = -INFINITY, sum = 0;
-    for (int c = 0; c < chunks; c++) max = std::max(max, stats[(first + c) * queries + query].max);
+    const size_t first = (size_t(b) * a.Hkv + kv) * chunks, query = size_t(l) * group + h % group;
+    float top = -INFINITY, total = 0;
+    for (int c = 0; c < chunks; c++) top = std::max(top, max[(first + c) * queries + query]);
     float* y = o.at(b, h, l);
     std::fill_n(y, D, 0.f);
     for (int c = 0; c < chunks; c++) {
-      const Part& part = stats[(first + c) * queries + query];
-      if (part.sum == 0) continue;
-      const float w = std::exp(part.max - max), *x = partial + ((first + c) * queries + query) * D;
-      sum += w * part.sum;
+      const size_t at = (first + c) * queries + query;
+      if (sum[at] == 0) continue;
+      const float w = std::exp(max[at] - top), *x = partial + at * D;
+      total += w * sum[at];
       for (int d = 0; d < D; d++) y[d] += w * x[d];
     }
-    for (int d = 0; d < D; d++) y[d] /= sum;
-    lse[i] = max + std::log(sum);
+    for (int d = 0; d < D; d++) y[d] /= total;
+    lse[i] = top + std::log(total);
   }
 }
 
@@ -126,7 +126,7 @@ class Attention : public Kernel {
     AttentionShape a(q, k, scale_, causal_);
     if (out[0].size() == 0) return;
     enc.dispatch([a, q = heads(q), k = heads(k), v = heads(v), o = out_heads(out[0]), lse = out[1].data<float>()] {
-      a.Lq <= 8 ? decode(a, q, k, v, o, lse) : prefill(a, q, k, v, o, lse);
+      a.Lq <= 8 ? decode(a, q, k, v, o, lse) : attend_in_blocks(a, q, k, v, o, lse);
     });
   }
   std::vector<mx::array> vjp(const std::vector<mx::array>& p, const std::vector<mx::array>& ct,

@@ -29,6 +29,8 @@ struct AttentionShape {
   AttentionShape(const mx::array& q, const mx::array& k, float s, bool c)
       : B(q.shape(0)), H(q.shape(1)), Hkv(k.shape(1)), Lq(q.shape(2)), Lk(k.shape(2)), D(q.shape(3)), scale(s),
         causal(c) {}
+  AttentionShape(int b, int h, int hkv, int lq, int lk, int d, float s, bool c)
+      : B(b), H(h), Hkv(hkv), Lq(lq), Lk(lk), D(d), scale(s), causal(c) {}
   // Number of keys that query l sees: the last query sees all.
   int visible(int l) const { return causal ? Lk - Lq + l + 1 : Lk; }
 };
@@ -39,6 +41,9 @@ mx::array unit_stride(const mx::array& a, mx::cpu::CommandEncoder& enc);
 void allocate_blhd(mx::array& out, mx::cpu::CommandEncoder& enc);
 // Every head of x, times scale, as panels of w rows. Heads start round_up(L, BLOCK) * D apart.
 void pack_heads(const AttentionShape& a, const Heads& x, int H, int L, int w, float scale, float* dst);
+// Blocked attention, for many queries; lse [B, H, Lq] gets the log of the sum of exp of each query's scores.
+void attend_in_blocks(const AttentionShape& a, const Heads& q, const Heads& k, const Heads& v, const OutHeads& o,
+                      float* lse);
 // Lazy gradients of q, k, v from the result, its log-sum-exp and its cotangent.
 std::vector<mx::array> attention_grad(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& out,
                                       const mx::array& lse, const mx::array& ct, float scale, bool causal,

@@ -93,40 +93,162 @@ static float dot(const float* a, const float* b, int n) {
   return sum(s0 + s1);
 }
 
-// One query over n keys, for decoding: o[d] = sum_i exp(s_i - max) v[i], s_i = q . k[i]. `s` holds n floats.
-static void attend(const float* q, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n, int d, float* s,
-                   float* max, float* total, float* o) {
-  float m = -__builtin_inff();
-  for (int i = 0; i < n; i++) {
-    s[i] = dot(q, k + i * ldk, d);
-    m = s[i] > m ? s[i] : m;
-  }
-  vf z = {};
-  int i = 0;
-  for (; i + VL <= n; i += VL) {
-    vf p = vexp(load(s + i) - m);
-    store(s + i, p);
-    z += p;
-  }
-  float t = 0;
-  if (i < n) {
-    store_part(s + i, vexp(load_part(s + i, n - i) - m), n - i);
-    for (; i < n; i++) t += s[i];
-  }
-  *max = m;
-  *total = sum(z) + t;
-  int c = 0;
-  for (; c + 4 * VL <= d; c += 4 * VL) {
-    vf a[4] = {};
-    for (i = 0; i < n; i++)
+// ---- few queries over many keys, for decoding
+#if defined(__clang__)
+#define PK_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PK_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+
+// Sums of four vectors: element j of each group of four holds that group's part of sum(a[j]).
+static inline vf sums_of_four(const vf* a) {
+#if PK_VL == 16
+#define PK_LOW(a, b) PK_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define PK_HIGH(a, b) PK_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define PK_LOW2(a, b) PK_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define PK_HIGH2(a, b) PK_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#elif PK_VL == 8
+#define PK_LOW(a, b) PK_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define PK_HIGH(a, b) PK_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define PK_LOW2(a, b) PK_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define PK_HIGH2(a, b) PK_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#else
+#define PK_LOW(a, b) PK_SHUFFLE(a, b, 0, 4, 1, 5)
+#define PK_HIGH(a, b) PK_SHUFFLE(a, b, 2, 6, 3, 7)
+#define PK_LOW2(a, b) PK_SHUFFLE(a, b, 0, 1, 4, 5)
+#define PK_HIGH2(a, b) PK_SHUFFLE(a, b, 2, 3, 6, 7)
+#endif
+  const vf x = PK_LOW(a[0], a[1]) + PK_HIGH(a[0], a[1]), y = PK_LOW(a[2], a[3]) + PK_HIGH(a[2], a[3]);
+  return PK_LOW2(x, y) + PK_HIGH2(x, y);
+#undef PK_LOW
+#undef PK_HIGH
+#undef PK_LOW2
+#undef PK_HIGH2
+}
+
+// What sums_of_four gave for VL vectors, four at a time: element i becomes the whole sum of vector i.
+static inline vf join_fours(const vf* t) {
+#if PK_VL == 16
+  auto halves = [](vf a, vf b) {
+    return PK_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           PK_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  };
+  const vf x = halves(t[0], t[1]), y = halves(t[2], t[3]);
+  return PK_SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+         PK_SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+#elif PK_VL == 8
+  return PK_SHUFFLE(t[0], t[1], 0, 1, 2, 3, 8, 9, 10, 11) + PK_SHUFFLE(t[0], t[1], 4, 5, 6, 7, 12, 13, 14, 15);
+#else
+  return t[0];
+#endif
+}
+
+// The rows that come next are asked for ahead: the hardware's own look-ahead stops at pages and starts anew at
+// each chunk, and half of the bandwidth is lost.
+static inline void prefetch(const float* p, int n) {
+  for (int c = 0; c < n; c += 16) __builtin_prefetch(p + c);
+}
+
+// s[i * ld + j] = q[i] . k[j] for Q queries and n keys; max[i] the largest. Rows of s are written up to a
+// multiple of VL.
+template <int Q>
+static inline void scores(const float* q, const float* k, ptrdiff_t ldk, int n, int d, float* s, ptrdiff_t ld,
+                          float* max) {
+  vf top[Q];
+  for (int i = 0; i < Q; i++) top[i] = splat(-__builtin_inff());
+  for (int j = 0; j < n; j += VL) {
+    vf t[Q][VL / 4];
+    for (int g = 0; g < VL / 4; g++) {
+      const float* row[4]; // beyond the end the last key again: the largest score stays what it is
+      for (int r = 0; r < 4; r++) row[r] = k + (j + 4 * g + r < n ? j + 4 * g + r : n - 1) * ldk;
+      for (int r = 0; r < 4; r++) prefetch(row[r] + 16 * ldk, d);
+      vf a[Q][4] = {};
+      int c = 0;
+      for (; c + VL <= d; c += VL)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) a[j] += load(v + i * ldv + c + j * VL) * s[i];
-    for (int j = 0; j < 4; j++) store(o + c + j * VL, a[j]);
+        for (int r = 0; r < 4; r++) {
+          const vf x = load(row[r] + c);
+#pragma GCC unroll 4
+          for (int i = 0; i < Q; i++) a[i][r] += x * load(q + i * d + c);
+        }
+      if (c < d)
+        for (int r = 0; r < 4; r++) {
+          const vf x = load_part(row[r] + c, d - c);
+          for (int i = 0; i < Q; i++) a[i][r] += x * load_part(q + i * d + c, d - c);
+        }
+      for (int i = 0; i < Q; i++) t[i][g] = sums_of_four(a[i]);
+    }
+    for (int i = 0; i < Q; i++) {
+      const vf x = join_fours(t[i]);
+      store(s + i * ld + j, x);
+      top[i] = vmax(x, top[i]);
+    }
   }
-  for (; c < d; c += VL) {
-    const int left = d - c < VL ? d - c : VL;
-    vf a = {};
-    for (i = 0; i < n; i++) a += load_part(v + i * ldv + c, left) * s[i];
-    store_part(o + c, a, left);
+  for (int i = 0; i < Q; i++) {
+    float m = top[i][0];
+    for (int l = 1; l < VL; l++) m = top[i][l] > m ? top[i][l] : m;
+    max[i] = m;
   }
+}
+
+// o[i] (columns c to c + C vectors) = sum_j s[i * ld + j] v[j]
+template <int Q, int C>
+static inline void weigh(const float* s, ptrdiff_t ld, const float* v, ptrdiff_t ldv, int n, float* o, int d) {
+  vf a[Q][C] = {};
+  for (int j = 0; j < n; j++) {
+    vf x[C];
+    prefetch(v + (j + 16) * ldv, C * VL);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) x[c] = load(v + j * ldv + c * VL);
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; i++)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) a[i][c] += x[c] * s[i * ld + j];
+  }
+  for (int i = 0; i < Q; i++)
+    for (int c = 0; c < C; c++) store(o + i * d + c * VL, a[i][c]);
+}
+
+template <int Q>
+static inline void attend_some(const float* q, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n,
+                               int d, float* s, float* max, float* total, float* o) {
+  const ptrdiff_t ld = (n + VL - 1) / VL * VL;
+  scores<Q>(q, k, ldk, n, d, s, ld, max);
+  for (int i = 0; i < Q; i++) {
+    float* p = s + i * ld;
+    vf z = {};
+    int j = 0;
+    for (; j + VL <= n; j += VL) {
+      const vf e = vexp(load(p + j) - max[i]);
+      store(p + j, e);
+      z += e;
+    }
+    float t = 0;
+    if (j < n) {
+      store_part(p + j, vexp(load_part(p + j, n - j) - max[i]), n - j);
+      for (; j < n; j++) t += p[j];
+    }
+    total[i] = sum(z) + t;
+  }
+  constexpr int C = VL == 8 ? 2 : 4; // accumulators that fit the registers
+  int c = 0;
+  for (; c + C * VL <= d; c += C * VL) weigh<Q, C>(s, ld, v + c, ldv, n, o + c, d);
+  for (; c + VL <= d; c += VL) weigh<Q, 1>(s, ld, v + c, ldv, n, o + c, d);
+  if (c < d)
+    for (int i = 0; i < Q; i++) {
+      vf a = {};
+      for (int j = 0; j < n; j++) a += load_part(v + j * ldv + c, d - c) * s[i * ld + j];
+      store_part(o + i * d + c, a, d - c);
+    }
+}
+
+// nq queries q[nq, d] over n > 0 keys: o[i] = sum_j exp(s_ij - max_i) v[j] with s_ij = q[i] . k[j], and total[i]
+// the sum of those exp. Keys and values are read once for four queries. `s` holds 4 * (n + 16) floats.
+static void attend(const float* q, int nq, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n, int d,
+                   float* s, float* max, float* total, float* o) {
+  for (; nq >= 4; nq -= 4, q += 4 * d, o += 4 * d, max += 4, total += 4)
+    attend_some<4>(q, k, ldk, v, ldv, n, d, s, max, total, o);
+  if (nq == 3) attend_some<3>(q, k, ldk, v, ldv, n, d, s, max, total, o);
+  if (nq == 2) attend_some<2>(q, k, ldk, v, ldv, n, d, s, max, total, o);
+  if (nq == 1) attend_some<1>(q, k, ldk, v, ldv, n, d, s, max, total, o);
 }

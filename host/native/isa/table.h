@@ -82,8 +82,8 @@ struct Simd {
   void (*softmax_grad_rows)(float* s, float* dp, ptrdiff_t ld, int n, int w, const int32_t* visible, const float* lse,
                             const float* delta);
   float (*dot)(const float* a, const float* b, int n);
-  void (*attend)(const float* q, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n, int d, float* s,
-                 float* max, float* total, float* o);
+  void (*attend)(const float* q, int nq, const float* k, ptrdiff_t ldk, const float* v, ptrdiff_t ldv, int n, int d,
+                 float* s, float* max, float* total, float* o);
 
   // ---- norm.inl (described there)
   void (*rms_norm)(const float* x, const float* w, float* y, int rows, int n, float eps);

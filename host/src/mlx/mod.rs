@@ -5,6 +5,7 @@
 //! gathers nor allocations.
 
 pub mod composed;
+pub mod decode;
 pub mod device;
 #[cfg(target_os = "linux")]
 mod ffi;

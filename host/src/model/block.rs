@@ -5,6 +5,7 @@ use super::config::Config;
 use super::error::Result;
 use super::linear::Linear;
 use super::weights::Weights;
+use crate::mlx::decode::Attention;
 use crate::mlx::{self, Array, Context, kernels};
 
 /// Number of projections a layer has: q, k, v, o, gate, up, down.
@@ -70,9 +71,9 @@ impl Shape {
         }
     }
 
-    /// Turns `x` [B, H, T, d] by its positions, which begin at `offset`.
-    fn rope(&self, x: &Array, offset: usize) -> mlx::Result<Array> {
-        kernels::rope(x, self.head_dim, self.traditional, offset as i32, &self.frequencies)
+    /// Turns `x` [B, H, T, d] by its positions, which begin at 0.
+    fn rope(&self, x: &Array) -> mlx::Result<Array> {
+        kernels::rope(x, self.head_dim, self.traditional, 0, &self.frequencies)
     }
 }
 
@@ -154,6 +155,16 @@ impl Block {
 
     /// q [B, T, H·d], k and v [B, T, Hkv·d] to [B, T, H·d].
     fn attention(&self, s: &Shape, q: Array, k: Array, v: Array, cache: Option<&mut LayerCache>) -> mlx::Result<Array> {
+        if let Some(cache) = cache {
+            let how = Attention {
+                scale: s.scale,
+                freqs: &s.frequencies,
+                traditional: s.traditional,
+                norms: self.qk_norm.as_ref().map(|(q, k)| (q, k)),
+                eps: s.eps,
+            };
+            return cache.attend(&q, &k, &v, (s.kv_heads, s.head_dim), &how);
+        }
         let (b, t) = (q.dim(0), q.dim(1));
         let split = |y: Array, heads: i32, norm: Option<&Array>| {
             let y = y.reshape(&[b, t, heads, s.head_dim]).context("splitting heads")?;
@@ -164,14 +175,9 @@ impl Block {
             y.transpose_axes(&[0, 2, 1, 3]).context("splitting heads")
         };
         let (q_norm, k_norm) = self.qk_norm.as_ref().map_or((None, None), |(q, k)| (Some(q), Some(k)));
-        let offset = cache.as_ref().map_or(0, |c| c.len());
-        let q = s.rope(&split(q, s.heads, q_norm)?, offset)?;
-        let k = s.rope(&split(k, s.kv_heads, k_norm)?, offset)?;
+        let q = s.rope(&split(q, s.heads, q_norm)?)?;
+        let k = s.rope(&split(k, s.kv_heads, k_norm)?)?;
         let v = split(v, s.kv_heads, None)?;
-        let (k, v) = match cache {
-            Some(c) => c.append(&k, &v)?,
-            None => (k, v),
-        };
         let a = kernels::attention(&q, &k, &v, s.scale, t > 1)?;
         a.transpose_axes(&[0, 2, 1, 3]).and_then(|a| a.reshape(&[b, t, s.heads * s.head_dim])).context("joining heads")
     }

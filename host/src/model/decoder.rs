@@ -308,6 +308,22 @@ impl Model {
         KvCache::new(self.blocks.len())
     }
 
+    /// An empty cache of `rows` sequences for this model.
+    pub fn new_cache_of(&self, rows: usize) -> KvCache {
+        KvCache::with_rows(self.blocks.len(), rows)
+    }
+
+    /// Whether every id is in the vocabulary.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            Some(id) => Err(self.bad_token(i64::from(*id))),
+            None => Ok(()),
+        }
+    }
+
     /// Token ids [B, T] int32 to embeddings [B, T, D].
     ///
     /// # Errors
@@ -371,10 +387,29 @@ impl Model {
     ///
     /// # Errors
     /// When an id is not in the vocabulary or the context is longer than the attention window.
-    pub fn hidden(&self, tokens: &Array, mut cache: Option<&mut KvCache>) -> Result<Array> {
+    pub fn hidden(&self, tokens: &Array, cache: Option<&mut KvCache>) -> Result<Array> {
+        self.states_of(self.embed(tokens)?, cache)
+    }
+
+    /// The same for `rows` sequences of equal length, one after another in `ids`: nothing is computed to check them.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`], and when `ids` cannot be cut into `rows`.
+    pub fn hidden_of(&self, ids: &[u32], rows: usize, cache: Option<&mut KvCache>) -> Result<Array> {
+        self.check_ids(ids)?;
+        if rows == 0 || ids.len() % rows != 0 {
+            return Err(Error::Request(format!("{} tokens are no {rows} sequences of one length", ids.len())));
+        }
+        // Below the size of the vocabulary, so they fit.
+        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let tokens = Array::from_slice(&ids, &[rows as i32, (ids.len() / rows) as i32]);
+        self.states_of(self.embedding.lookup(&tokens)?, cache)
+    }
+
+    /// Embeddings [B, T, D] to hidden states after the final norm.
+    fn states_of(&self, mut h: Array, mut cache: Option<&mut KvCache>) -> Result<Array> {
         let past = cache.as_ref().map_or(0, |c| c.len());
-        self.config.check_context(past + tokens.shape().last().map_or(0, |t| *t as usize))?;
-        let mut h = self.embed(tokens)?;
+        self.config.check_context(past + h.shape().get(1).map_or(0, |t| *t as usize))?;
         for i in 0..self.blocks.len() {
             let layer_cache = cache.as_mut().and_then(|c| c.layers.get_mut(i));
             h = self.layer(i, &h, layer_cache, None)?;

@@ -3,9 +3,10 @@
 use super::decoder::Model;
 use super::error::{Error, Result};
 use super::sample::{Sampler, Sampling};
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Detokenizer, Tokenizer};
 use crate::mlx::{self, Array};
 use mlx_rs::ops::indexing::TryIndexOp;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// Prompt tokens that run together; bounds the memory of activations.
@@ -73,51 +74,120 @@ pub fn generate(
     show: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
     options.sampling.check().map_err(Error::Request)?;
-    let limit = context(model, prompt.len())?;
-    let max = options.max_tokens.min(limit - prompt.len());
-    let start = Instant::now();
+    let mut answer = Answer::new(model, tokenizer, prompt, options)?;
     let mut cache = model.new_cache();
-    let mut sampler = Sampler::new(options.sampling.clone());
-    let mut all = prompt.to_vec();
-    let mut stream = tokenizer.stream();
-    let mut output = Output { text: String::new(), held: String::new(), stop: &options.stop, show };
-    let mut finish = Finish::Length;
-    let mut first = None;
-    let (mut from, mut ended) = (0, start);
-    while all.len() - prompt.len() < max {
-        let logits = next_logits(model, &all[from..], &mut cache)?;
-        from = all.len();
-        let id = sample(&mut sampler, &logits, &all)?;
-        ended = Instant::now();
-        first.get_or_insert(ended);
-        if tokenizer.eos().contains(&id) {
-            finish = Finish::Eos;
-            break;
-        }
-        all.push(id);
-        if let Some(end) = output.push(&stream.push(id)?) {
-            finish = end;
-            break;
-        }
+    cache.reserve(prompt.len() + answer.max);
+    while !answer.ended() {
+        let logits = match answer.new_tokens() {
+            0 => next_logits(model, prompt, &mut cache)?,
+            _ => next_logits(model, &[answer.last()], &mut cache)?,
+        };
+        read(&logits, |logits| answer.take(logits, show))?;
     }
-    if matches!(finish, Finish::Length | Finish::Eos) {
-        let rest = stream.finish()?;
-        finish = output.finish(&rest).unwrap_or(finish);
+    answer.end(show)
+}
+
+/// An answer that is being made.
+pub(super) struct Answer<'a> {
+    eos: &'a BTreeSet<u32>,
+    sampler: Sampler,
+    /// Prompt and answer.
+    all: Vec<u32>,
+    prompt: usize,
+    /// Most tokens to come.
+    max: usize,
+    stream: Detokenizer<'a>,
+    output: Output<'a>,
+    finish: Option<Finish>,
+    start: Instant,
+    first: Option<Instant>,
+    last: Instant,
+}
+
+impl<'a> Answer<'a> {
+    /// The clock begins to run.
+    ///
+    /// # Errors
+    /// When the prompt does not fit the model.
+    pub(super) fn new(
+        model: &Model,
+        tokenizer: &'a Tokenizer,
+        prompt: &[u32],
+        options: &'a GenerateOptions,
+    ) -> Result<Answer<'a>> {
+        let start = Instant::now();
+        let limit = context(model, prompt.len())?;
+        Ok(Answer {
+            eos: tokenizer.eos(),
+            sampler: Sampler::new(options.sampling.clone()),
+            all: prompt.to_vec(),
+            prompt: prompt.len(),
+            max: options.max_tokens.min(limit - prompt.len()),
+            stream: tokenizer.stream(),
+            output: Output { text: String::new(), held: String::new(), stop: &options.stop },
+            finish: None,
+            start,
+            first: None,
+            last: start,
+        })
     }
-    let first = first.unwrap_or(start);
-    let (before, after) = ((first - start).as_secs_f64(), (ended - first).as_secs_f64());
-    let tokens = all.split_off(prompt.len());
-    // The token that ended the answer took its time too.
-    let decoded = (tokens.len() + usize::from(finish == Finish::Eos)).saturating_sub(1) as f64;
-    Ok(Generation {
-        text: output.text,
-        tokens,
-        finish,
-        prompt_tokens: prompt.len(),
-        prompt_tokens_per_second: if before > 0.0 { prompt.len() as f64 / before } else { 0.0 },
-        first_token_ms: before * 1e3,
-        decode_tokens_per_second: if after > 0.0 { decoded / after } else { 0.0 },
-    })
+
+    /// Whether no more tokens are wanted.
+    pub(super) fn ended(&self) -> bool {
+        self.finish.is_some() || self.new_tokens() >= self.max
+    }
+
+    fn new_tokens(&self) -> usize {
+        self.all.len() - self.prompt
+    }
+
+    /// The token that the next one follows.
+    pub(super) fn last(&self) -> u32 {
+        self.all.last().copied().unwrap_or(0)
+    }
+
+    /// Chooses the next token from its logits [V].
+    ///
+    /// # Errors
+    /// When none is finite, or the tokeniser fails.
+    pub(super) fn take(&mut self, logits: &[f32], show: Show) -> Result<()> {
+        let id = sample(&mut self.sampler, logits, &self.all)?;
+        self.last = Instant::now();
+        self.first.get_or_insert(self.last);
+        if self.eos.contains(&id) {
+            self.finish = Some(Finish::Eos);
+            return Ok(());
+        }
+        self.all.push(id);
+        self.finish = self.output.push(&self.stream.push(id)?, show);
+        Ok(())
+    }
+
+    /// The whole answer; shows what was held back.
+    ///
+    /// # Errors
+    /// When the tokeniser fails.
+    pub(super) fn end(mut self, show: Show) -> Result<Generation> {
+        let mut finish = self.finish.unwrap_or(Finish::Length);
+        if matches!(finish, Finish::Length | Finish::Eos) {
+            let rest = self.stream.finish()?;
+            finish = self.output.finish(&rest, show).unwrap_or(finish);
+        }
+        let first = self.first.unwrap_or(self.start);
+        let (before, after) = ((first - self.start).as_secs_f64(), (self.last.max(first) - first).as_secs_f64());
+        let tokens = self.all.split_off(self.prompt);
+        // The token that ended the answer took its time too.
+        let decoded = (tokens.len() + usize::from(finish == Finish::Eos)).saturating_sub(1) as f64;
+        Ok(Generation {
+            text: self.output.text,
+            tokens,
+            finish,
+            prompt_tokens: self.prompt,
+            prompt_tokens_per_second: if before > 0.0 { self.prompt as f64 / before } else { 0.0 },
+            first_token_ms: before * 1e3,
+            decode_tokens_per_second: if after > 0.0 { decoded / after } else { 0.0 },
+        })
+    }
 }
 
 /// Positions the model has; the prompt must leave room for one token.
@@ -140,28 +210,32 @@ pub(super) fn context(model: &Model, prompt: usize) -> Result<usize> {
 pub(super) fn next_logits(model: &Model, tokens: &[u32], cache: &mut super::KvCache) -> Result<Array> {
     let mut last = None;
     for chunk in tokens.chunks(PREFILL) {
-        let ids: Vec<i32> = chunk.iter().map(|id| *id as i32).collect();
-        let h = model.hidden(&Array::from_slice(&ids, &[1, ids.len() as i32]), Some(cache))?;
-        if chunk.len() == PREFILL {
+        if last.take().is_some() {
+            // Of the chunks before the last only keys and values are wanted.
             cache.eval()?;
         }
-        last = Some(h);
+        last = Some(model.hidden_of(chunk, 1, Some(cache))?);
     }
     let h = last.ok_or_else(|| Error::Request("no tokens to run".into()))?;
     Ok(model.logits(&h.try_index((.., -1, ..))?)?.reshape(&[-1])?)
+}
+
+/// Evaluates logits and hands them to `f` where they lie.
+pub(super) fn read<T>(logits: &Array, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    mlx::eval([logits])?;
+    f(logits.try_as_slice::<f32>().map_err(|e| Error::Request(format!("logits cannot be read: {e}")))?)
 }
 
 /// What to say when a model computes nothing that is a number.
 pub const NOT_FINITE: &str =
     "the model's outputs are not finite: its weights, scales or rope settings are damaged; fetch or convert it again";
 
-pub(super) fn sample(sampler: &mut Sampler, logits: &Array, all: &[u32]) -> Result<u32> {
-    mlx::eval([logits])?;
-    let read = logits.try_as_slice::<f32>().map_err(|e| Error::Request(format!("logits cannot be read: {e}")))?;
-    if !read.iter().any(|x| x.is_finite()) {
-        return Err(Error::Request(NOT_FINITE.into()));
+/// The next token by its logits [V]; `all` are the tokens so far.
+pub(super) fn sample(sampler: &mut Sampler, logits: &[f32], all: &[u32]) -> Result<u32> {
+    match logits.iter().any(|x| x.is_finite()) {
+        true => Ok(sampler.next(logits, all)),
+        false => Err(Error::Request(NOT_FINITE.into())),
     }
-    Ok(sampler.next(&mut read.to_vec(), all))
 }
 
 /// Shows text as it comes but holds back what may be the beginning of a stop string.
@@ -169,35 +243,36 @@ struct Output<'a> {
     text: String,
     held: String,
     stop: &'a [String],
-    show: &'a mut dyn FnMut(&str) -> bool,
 }
+
+type Show<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 impl Output<'_> {
     /// Takes a piece of text; answers why to end, if so.
-    fn push(&mut self, piece: &str) -> Option<Finish> {
+    fn push(&mut self, piece: &str, show: Show) -> Option<Finish> {
         self.held.push_str(piece);
         let found = self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
         if let Some(at) = found {
             self.held.truncate(at);
-            return Some(self.release(at).unwrap_or(Finish::Stop));
+            return Some(self.release(at, show).unwrap_or(Finish::Stop));
         }
         let begun = |s: &String| {
             (1..s.len()).rev().find(|n| s.is_char_boundary(*n) && self.held.ends_with(&s[..*n])).unwrap_or(0)
         };
         let hold = self.stop.iter().map(begun).max().unwrap_or(0);
-        self.release(self.held.len() - hold)
+        self.release(self.held.len() - hold, show)
     }
 
     /// Takes the last piece and shows all that was held back.
-    fn finish(&mut self, piece: &str) -> Option<Finish> {
-        self.push(piece).or_else(|| self.release(self.held.len()))
+    fn finish(&mut self, piece: &str, show: Show) -> Option<Finish> {
+        self.push(piece, show).or_else(|| self.release(self.held.len(), show))
     }
 
-    fn release(&mut self, n: usize) -> Option<Finish> {
+    fn release(&mut self, n: usize, show: Show) -> Option<Finish> {
         let rest = self.held.split_off(n);
         let shown = std::mem::replace(&mut self.held, rest);
         self.text.push_str(&shown);
-        (!shown.is_empty() && !(self.show)(&shown)).then_some(Finish::Cancelled)
+        (!shown.is_empty() && !show(&shown)).then_some(Finish::Cancelled)
     }
 }
 
@@ -212,8 +287,8 @@ mod tests {
             seen.push(s.to_owned());
             true
         };
-        let mut o = Output { text: String::new(), held: String::new(), stop: &stop, show: &mut show };
-        let end = pieces.iter().find_map(|p| o.push(p)).or_else(|| o.finish(""));
+        let mut o = Output { text: String::new(), held: String::new(), stop: &stop };
+        let end = pieces.iter().find_map(|p| o.push(p, &mut show)).or_else(|| o.finish("", &mut show));
         let text = std::mem::take(&mut o.text);
         (text, seen, end)
     }
@@ -241,7 +316,7 @@ mod tests {
     #[test]
     fn the_caller_can_end_it() {
         let mut show = |_: &str| false;
-        let mut o = Output { text: String::new(), held: String::new(), stop: &[], show: &mut show };
-        assert_eq!(o.push("x"), Some(Finish::Cancelled));
+        let mut o = Output { text: String::new(), held: String::new(), stop: &[] };
+        assert_eq!(o.push("x", &mut show), Some(Finish::Cancelled));
     }
 }

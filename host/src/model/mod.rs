@@ -5,6 +5,7 @@
 
 mod arch;
 pub mod awake;
+pub mod batch;
 mod block;
 mod cache;
 pub mod chat;

@@ -55,6 +55,10 @@ impl Sampling {
         within("min-p", self.min_p, 0.0, 1.0)?;
         within("repetition-penalty", self.repetition_penalty, 0.0, 100.0)
     }
+
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 0.0 && self.repetition_penalty != 1.0
+    }
 }
 
 /// Draws tokens one after another.
@@ -73,8 +77,17 @@ impl Sampler {
 
     /// Chooses an index of `logits`; `recent` are all tokens so far, prompt included.
     /// Logits that are NaN are never chosen; without any finite logit the answer is 0.
-    pub fn next(&mut self, logits: &mut [f32], recent: &[u32]) -> u32 {
-        penalise(logits, recent, &self.options);
+    pub fn next(&mut self, logits: &[f32], recent: &[u32]) -> u32 {
+        let penalised;
+        let logits = match self.options.penalises() {
+            false => logits,
+            true => {
+                let mut own = logits.to_vec();
+                penalise(&mut own, recent, &self.options);
+                penalised = own;
+                &penalised
+            }
+        };
         if self.options.temperature == 0.0 {
             return argmax(logits);
         }
@@ -98,9 +111,6 @@ impl Sampler {
 }
 
 fn penalise(logits: &mut [f32], recent: &[u32], o: &Sampling) {
-    if o.repetition_penalty == 0.0 || o.repetition_penalty == 1.0 {
-        return;
-    }
     let penalty = o.repetition_penalty as f32;
     let mut ids = recent[recent.len().saturating_sub(o.repetition_context)..].to_vec();
     ids.sort_unstable();
@@ -112,19 +122,29 @@ fn penalise(logits: &mut [f32], recent: &[u32], o: &Sampling) {
     }
 }
 
+/// The first of the largest; NaN is none.
 fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (i, x) in logits.iter().enumerate() {
-        if *x > best.1 {
-            best = (i as u32, *x);
+    let best = largest(logits);
+    let at = if best == f32::NEG_INFINITY { None } else { logits.iter().position(|x| *x == best) };
+    at.unwrap_or(0) as u32
+}
+
+/// The largest number, minus infinity where there is none. In lanes, so that it is vectorised.
+fn largest(x: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let (lanes, rest) = x.as_chunks::<32>();
+    let mut best = [f32::NEG_INFINITY; 32];
+    for chunk in lanes {
+        for (b, x) in best.iter_mut().zip(chunk) {
+            *b = greater(*b, *x);
         }
     }
-    best.0
+    best.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| greater(a, *b))
 }
 
 /// Tokens that survive the filters with their log-probabilities, the likeliest first.
 fn candidates(logits: &[f32], o: &Sampling) -> Vec<(u32, f64)> {
-    let top = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let top = f64::from(largest(logits));
     if !top.is_finite() {
         return Vec::new();
     }
@@ -213,8 +233,8 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_best() {
         let mut s = Sampler::new(Sampling::default());
-        assert_eq!(s.next(&mut [1.0, f32::NAN, 3.0, 3.0], &[]), 2);
-        assert_eq!(s.next(&mut [f32::NAN, f32::NEG_INFINITY], &[]), 0);
+        assert_eq!(s.next(&[1.0, f32::NAN, 3.0, 3.0], &[]), 2);
+        assert_eq!(s.next(&[f32::NAN, f32::NEG_INFINITY], &[]), 0);
     }
 
     #[test]
@@ -230,7 +250,7 @@ mod tests {
         let o = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
         let draw = |n: usize, o: &Sampling| {
             let mut s = Sampler::new(o.clone());
-            (0..n).map(|_| s.next(&mut logits(&P), &[])).collect::<Vec<_>>()
+            (0..n).map(|_| s.next(&logits(&P), &[])).collect::<Vec<_>>()
         };
         assert_eq!(draw(50, &o), draw(50, &o));
         assert_ne!(draw(50, &o), draw(50, &Sampling { seed: 8, ..o.clone() }));

@@ -6,7 +6,7 @@
 
 use super::decoder::Model;
 use super::error::{Error, Result};
-use super::generate::{context, next_logits, sample};
+use super::generate::{context, next_logits, read, sample};
 use super::sample::{Sampler, Sampling};
 use std::time::Instant;
 
@@ -30,6 +30,7 @@ pub fn decode(
         )));
     }
     let mut cache = model.new_cache();
+    cache.reserve(prompt.len() + new_tokens);
     let mut sampler = Sampler::new(Sampling::default());
     let mut all = prompt.to_vec();
     let mut times = Vec::with_capacity(new_tokens);
@@ -40,7 +41,8 @@ pub fn decode(
         }
         let logits = next_logits(model, all.get(from..).unwrap_or_default(), &mut cache)?;
         from = all.len();
-        all.push(sample(&mut sampler, &logits, &all)?);
+        let id = read(&logits, |logits| sample(&mut sampler, logits, &all))?;
+        all.push(id);
         let now = Instant::now();
         times.push((now - last).as_secs_f64() * 1e3);
         last = now;
