@@ -40,6 +40,7 @@ fn kernels() {
             "attention_grad",
             "cached_attention",
             "gemm",
+            "layer",
             "norm_rope",
             "pool",
             "product",

@@ -3,6 +3,7 @@
 // the chunks are joined at the end. Many (a prompt): keys, values and queries are written first, then attention
 // runs in blocks.
 #include "cached_attention.h"
+#include "cache.h"
 
 #include <utility>
 
@@ -178,52 +179,28 @@ void copy_held(const float* from, int capacity, float* to, int wider, const std:
 
 RowsOf rows_of(const mx::array& a) { return {a.data<float>(), a.strides(0), a.strides(1)}; }
 
-struct How {
-  std::vector<int> rows, past;
-  int capacity;
-  float scale, eps;
-  bool traditional, norms;
-};
-
 // inputs: q [B, T, H * D], k, v [B, T, Hkv * D], keys, values [R, Hkv, held, D], freqs [D / 2], perhaps q_norm and
 // k_norm [D]; outputs: attention [B, T, H * D], keys, values [R, Hkv, capacity, D]
 class CachedAttentionKernel : public Kernel {
  public:
-  CachedAttentionKernel(mx::Stream s, How how) : Kernel(s, "cached_attention"), how_(std::move(how)) {}
+  CachedAttentionKernel(mx::Stream s, CacheUse use, bool norms)
+      : Kernel(s, "cached_attention"), use_(std::move(use)), norms_(norms) {}
   void eval_cpu(const std::vector<mx::array>& in, std::vector<mx::array>& out) override {
     auto& enc = mx::cpu::get_command_encoder(stream());
-    // Each output holds all inputs; so that the caches can be given over, only one may. They are let go
-    // after this evaluation anyway.
-    for (auto& o : out)
-      if (!o.is_tracer() && &std::as_const(o).inputs() != &in) o.inputs().clear();
+    use_.open(in, 3, out, enc);
     auto q = unit_rows(in[0], enc), k = unit_rows(in[1], enc), v = unit_rows(in[2], enc), freqs = dense(in[5], enc);
     allocate(out[0], enc);
-    const mx::Shape& held = in[3].shape();
-    const int heads = held[1], d = held[3], capacity = how_.capacity;
-    for (int i : {3, 4}) {
-      auto& to = out[i - 2];
-      if (held[2] == capacity && in[i].is_donatable() && in[i].flags().row_contiguous) {
-        enc.set_input_array(in[i]);
-        to.copy_shared_buffer(in[i]);
-        continue;
-      }
-      auto from = dense(in[i], enc);
-      allocate(to, enc);
-      if (from.size() == 0) continue;
-      enc.dispatch([from = from.data<float>(), had = held[2], to = to.data<float>(), capacity, past = how_.past, heads, d] {
-        copy_held(from, had, to, capacity, past, heads, d);
-      });
-    }
+    const int heads = in[3].shape(1), d = in[3].shape(3);
     const float *q_norm = nullptr, *k_norm = nullptr;
-    if (how_.norms) {
+    if (norms_) {
       auto qn = dense(in[6], enc), kn = dense(in[7], enc);
       q_norm = qn.data<float>(), k_norm = kn.data<float>();
     }
-    CachedAttention a{q.shape(0),       q.shape(1), q.shape(2) / d, heads,      d,      capacity,
-                      how_.scale,       how_.eps,   how_.traditional, nullptr,  nullptr, rows_of(q),
+    CachedAttention a{q.shape(0),       q.shape(1), q.shape(2) / d, heads,      d,      use_.capacity,
+                      use_.scale,       use_.eps,   use_.traditional, nullptr,  nullptr, rows_of(q),
                       rows_of(k),       rows_of(v), freqs.data<float>(), q_norm, k_norm, out[1].data<float>(),
                       out[2].data<float>(), out[0].data<float>()};
-    enc.dispatch([a, rows = how_.rows, past = how_.past]() mutable {
+    enc.dispatch([a, rows = use_.rows, past = use_.past]() mutable {
       a.rows = rows.data();
       a.past = past.data();
       run(a);
@@ -237,10 +214,54 @@ class CachedAttentionKernel : public Kernel {
     enc.set_input_array(a);
     return a.strides(2) == 1 || a.shape(2) == 1 ? a : dense(a, enc);
   }
-  How how_;
+  CacheUse use_;
+  bool norms_;
 };
 
 } // namespace
+
+void CacheUse::check(const mx::array& keys, const mx::array& values, const mx::array& freqs, int B, int T,
+                     const char* what) const {
+  require(keys.ndim() == 4 && keys.shape() == values.shape() && keys.dtype() == mx::float32 &&
+              values.dtype() == mx::float32 && keys.shape(1) > 0 && keys.shape(3) > 0 && keys.shape(3) % 2 == 0,
+          what, ": keys ", text(keys), " and values ", text(values),
+          " must be float32 [R, Hkv, capacity, D] with an even D");
+  const int R = keys.shape(0), D = keys.shape(3);
+  require(freqs.ndim() == 1 && freqs.shape(0) == D / 2, what, ": freqs ", text(freqs), " must be [D / 2] for keys ",
+          text(keys));
+  require(past.size() == size_t(R) && rows.size() == size_t(B), what, ": ", past.size(), " lengths and ", rows.size(),
+          " rows for keys ", text(keys), " and ", B, " sequences");
+  for (int p : past)
+    require(p >= 0 && p <= keys.shape(2) && p <= capacity, what, ": a row of ", p, " positions in keys ", text(keys));
+  std::vector<bool> used(size_t(R), false);
+  for (int r : rows) {
+    require(r >= 0 && r < R && !used[size_t(r)], what, ": row ", r, " is not one of ", R, ", or is there twice");
+    used[size_t(r)] = true;
+    require(int64_t(past[size_t(r)]) + T <= capacity, what, ": row ", r, " holds ", past[size_t(r)], " positions; ", T,
+            " more exceed the capacity of ", capacity);
+  }
+}
+
+void CacheUse::open(const std::vector<mx::array>& in, size_t at, std::vector<mx::array>& out,
+                    mx::cpu::CommandEncoder& enc) const {
+  for (auto& o : out)
+    if (!o.is_tracer() && &std::as_const(o).inputs() != &in) o.inputs().clear();
+  const mx::Shape& held = in[at].shape();
+  for (size_t i : {at, at + 1}) {
+    auto& to = out[i - at + 1];
+    if (held[2] == capacity && in[i].is_donatable() && in[i].flags().row_contiguous) {
+      enc.set_input_array(in[i]);
+      to.copy_shared_buffer(in[i]);
+      continue;
+    }
+    auto from = dense(in[i], enc);
+    allocate(to, enc);
+    if (from.size() == 0) continue;
+    enc.dispatch([from = from.data<float>(), had = held[2], to = to.data<float>(), wider = capacity, past = past,
+                  heads = held[1], d = held[3]] { copy_held(from, had, to, wider, past, heads, d); });
+  }
+}
+
 } // namespace pk
 
 extern "C" int pk_cached_attention(mlx_array* res, mlx_array* keys_res, mlx_array* values_res, mlx_array q_,
@@ -253,39 +274,25 @@ extern "C" int pk_cached_attention(mlx_array* res, mlx_array* keys_res, mlx_arra
     auto s = get(s_);
     auto q = f32(get(q_), s), k = f32(get(k_), s), v = f32(get(v_), s), freqs = f32(get(freqs_), s);
     auto &keys = get(keys_), &values = get(values_);
-    require(keys.ndim() == 4 && keys.shape() == values.shape() && keys.dtype() == mx::float32 &&
-                values.dtype() == mx::float32 && keys.shape(1) > 0 && keys.shape(3) > 0 && keys.shape(3) % 2 == 0,
-            "cached attention: keys ", text(keys), " and values ", text(values),
-            " must be float32 [R, Hkv, capacity, D] with an even D");
-    const int R = keys.shape(0), Hkv = keys.shape(1), D = keys.shape(3);
-    require(q.ndim() == 3 && k.ndim() == 3 && k.shape() == v.shape() && q.shape(0) == k.shape(0) &&
-                q.shape(1) == k.shape(1) && k.shape(2) == Hkv * D && q.shape(2) > 0 && q.shape(2) % (Hkv * D) == 0,
-            "cached attention: q ", text(q), " must be [B, T, H * D] and k ", text(k), ", v ", text(v),
-            " [B, T, Hkv * D] for keys ", text(keys), " with Hkv dividing H");
-    require(freqs.ndim() == 1 && freqs.shape(0) == D / 2, "cached attention: freqs ", text(freqs), " must be [D / 2] for keys ",
-            text(keys));
-    require(n_past == size_t(R) && n_rows == size_t(q.shape(0)), "cached attention: ", n_past, " lengths and ", n_rows,
-            " rows for keys ", text(keys), " and q ", text(q));
-    How how{{rows, rows + n_rows}, {past, past + n_past}, capacity, scale, eps, traditional, q_norm_.ctx && k_norm_.ctx};
-    for (int p : how.past)
-      require(p >= 0 && p <= keys.shape(2) && p <= capacity, "cached attention: a row of ", p, " positions in keys ", text(keys));
-    std::vector<bool> used(R, false);
-    for (int r : how.rows) {
-      require(r >= 0 && r < R && !used[r], "cached attention: row ", r, " is not one of ", R, ", or is there twice");
-      used[r] = true;
-      require(int64_t(how.past[r]) + q.shape(1) <= capacity, "cached attention: row ", r, " holds ", how.past[r],
-              " positions; ", q.shape(1), " more exceed the capacity of ", capacity);
-    }
+    require(q.ndim() == 3 && k.ndim() == 3 && k.shape() == v.shape() && q.shape(0) == k.shape(0) && q.shape(1) == k.shape(1),
+            "cached attention: q ", text(q), " must be [B, T, H * D] and k ", text(k), ", v ", text(v), " [B, T, Hkv * D]");
+    const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity, scale, eps, traditional};
+    use.check(keys, values, freqs, q.shape(0), q.shape(1), "cached attention");
+    const int Hkv = keys.shape(1), D = keys.shape(3);
+    require(k.shape(2) == Hkv * D && q.shape(2) > 0 && q.shape(2) % (Hkv * D) == 0, "cached attention: q ", text(q),
+            " must be [B, T, H * D] and k ", text(k), ", v ", text(v), " [B, T, Hkv * D] for keys ", text(keys),
+            " with Hkv dividing H");
+    const bool norms = q_norm_.ctx && k_norm_.ctx;
     std::vector<mx::array> in{q, k, v, keys, values, freqs};
-    if (how.norms)
+    if (norms)
       for (auto n : {q_norm_, k_norm_}) {
         in.push_back(f32(get(n), s));
         require(in.back().ndim() == 1 && in.back().shape(0) == D, "cached attention: a norm weight ", text(in.back()),
                 " must be [D] for keys ", text(keys));
       }
-    const mx::Shape cache{R, Hkv, capacity, D};
+    const auto cache = use.shape(keys);
     auto out = mx::array::make_arrays({q.shape(), cache, cache}, {mx::float32, mx::float32, mx::float32},
-                                      std::make_shared<CachedAttentionKernel>(s, std::move(how)), in);
+                                      std::make_shared<CachedAttentionKernel>(s, use, norms), in);
     put(res, out[0]);
     put(keys_res, out[1]);
     put(values_res, out[2]);

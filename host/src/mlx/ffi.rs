@@ -89,6 +89,27 @@ unsafe extern "C" {
         err: *mut c_char,
         len: usize,
     ) -> c_int;
+    pub(super) fn pk_layer(
+        res: *mut mlx_array,
+        keys_res: *mut mlx_array,
+        values_res: *mut mlx_array,
+        h: mlx_array,
+        arrays: *const mlx_array,
+        count: usize,
+        layout: *const c_int,
+        norms: bool,
+        rows: *const c_int,
+        n_rows: usize,
+        past: *const c_int,
+        n_past: usize,
+        capacity: c_int,
+        scale: f32,
+        eps: f32,
+        traditional: bool,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
     pub(super) fn pk_token_nll(
         res: *mut mlx_array,
         hidden: mlx_array,

@@ -13,6 +13,8 @@ pub mod files;
 #[cfg(test)]
 mod kernel_tests;
 pub mod kernels;
+#[cfg(target_os = "linux")]
+pub mod layer;
 pub mod memory;
 pub mod project;
 #[cfg(test)]

@@ -71,10 +71,15 @@ impl<'a> Projection<'a> {
     /// When shapes or types do not fit; the message says which.
     pub fn apply(&self, x: &Array, residual: Option<&Array>) -> Result<Array> {
         #[cfg(target_os = "linux")]
-        if kernels::native() && self.operands().all(|o| o.is_known()) {
+        if self.is_native() {
             return self.native(x, residual);
         }
         self.composed(x, residual)
+    }
+
+    /// Whether the kernels do all of it.
+    pub fn is_native(&self) -> bool {
+        kernels::native() && self.operands().all(|o| o.is_known())
     }
 
     fn operands(&self) -> impl Iterator<Item = Operand<'a>> {

@@ -7,6 +7,12 @@ use super::linear::Linear;
 use super::weights::Weights;
 use crate::mlx::decode::Attention;
 use crate::mlx::{self, Array, Context, kernels};
+#[cfg(target_os = "linux")]
+use crate::mlx::{
+    decode::Place,
+    layer::Layer,
+    project::{Projection, Thin},
+};
 
 /// Number of projections a layer has: q, k, v, o, gate, up, down.
 pub(crate) const PER_LAYER: usize = 7;
@@ -134,6 +140,14 @@ impl Block {
         cache: Option<&mut LayerCache>,
         tap: Option<&dyn Tap>,
     ) -> mlx::Result<Array> {
+        #[cfg(target_os = "linux")]
+        let cache = match (cache, tap) {
+            (Some(cache), None) => match self.at_once(s, h, cache)? {
+                Some(h) => return Ok(h),
+                None => Some(cache),
+            },
+            (cache, _) => cache,
+        };
         let project = |i: usize, x: &Array| {
             let y = self.linears[i].apply(x, None)?;
             match tap {
@@ -153,16 +167,37 @@ impl Block {
         project_onto(&h, DOWN, &a)
     }
 
+    fn how<'a>(&'a self, s: &'a Shape) -> Attention<'a> {
+        Attention {
+            scale: s.scale,
+            freqs: &s.frequencies,
+            traditional: s.traditional,
+            norms: self.qk_norm.as_ref().map(|(q, k)| (q, k)),
+            eps: s.eps,
+        }
+    }
+
+    /// The whole layer in one operation; `None` where the kernels do not know all of it.
+    #[cfg(target_os = "linux")]
+    fn at_once(&self, s: &Shape, h: &Array, cache: &mut LayerCache) -> mlx::Result<Option<Array>> {
+        let mut factors: [Vec<Thin>; PER_LAYER] = Default::default();
+        let mut projections = [Projection::default(); PER_LAYER];
+        for ((p, l), f) in projections.iter_mut().zip(&self.linears).zip(&mut factors) {
+            match l.projection(f) {
+                Some(known) if known.is_native() => *p = known,
+                _ => return Ok(None),
+            }
+        }
+        let layer = Layer { input_norm: &self.input_norm, post_norm: &self.post_norm, projections: &projections };
+        let how = self.how(s);
+        let step = |held, place: Place| layer.apply(h, held, place, &how);
+        cache.step((h.dim(0), h.dim(1)), (s.kv_heads, s.head_dim), step).map(Some)
+    }
+
     /// q [B, T, H·d], k and v [B, T, Hkv·d] to [B, T, H·d].
     fn attention(&self, s: &Shape, q: Array, k: Array, v: Array, cache: Option<&mut LayerCache>) -> mlx::Result<Array> {
         if let Some(cache) = cache {
-            let how = Attention {
-                scale: s.scale,
-                freqs: &s.frequencies,
-                traditional: s.traditional,
-                norms: self.qk_norm.as_ref().map(|(q, k)| (q, k)),
-                eps: s.eps,
-            };
+            let how = self.how(s);
             return cache.attend(&q, &k, &v, (s.kv_heads, s.head_dim), &how);
         }
         let (b, t) = (q.dim(0), q.dim(1));

@@ -267,16 +267,31 @@ impl Linear {
 
     /// `x` [.., cols] to [.., rows], plus `residual` of the result's shape.
     pub(crate) fn apply(&self, x: &Array, residual: Option<&Array>) -> mlx::Result<Array> {
-        let copy = if self.weight_runs() { self.weight.copy(x)? } else { None };
-        if self.weight_runs() && self.weight.is_pivoted() {
-            return self.onto(self.weight.apply(x)?, x, residual);
-        }
-        let base = copy.as_ref().map(Operand::Float).or(if self.weight_runs() { self.weight.operand() } else { None });
         let mut factors = Vec::with_capacity(2);
+        match self.projection(&mut factors) {
+            None => self.onto(self.weight.apply(x)?, x, residual),
+            Some(mut p) => {
+                let copy = if p.base.is_some() { self.weight.copy(x)? } else { None };
+                p.base = copy.as_ref().map(Operand::Float).or(p.base);
+                p.apply(x, residual)
+            }
+        }
+    }
+
+    /// All of it as one operation; `None` for a weight that is not one matrix. `factors` is where its factors go.
+    pub(crate) fn projection<'a>(&'a self, factors: &'a mut Vec<Thin<'a>>) -> Option<Projection<'a>> {
+        let base = self.weight.operand();
+        if self.weight_runs() && base.is_none() {
+            return None;
+        }
         factors.extend(self.factors.as_ref().or(self.part.as_ref()).map(Factors::thin));
         factors.extend(self.added.as_ref().map(|a| a.factors.thin()));
-        let gain = self.added.as_ref().and_then(|a| a.gain.as_ref());
-        Projection { base, factors: &factors, gain, bias: self.bias.as_ref() }.apply(x, residual)
+        Some(Projection {
+            base: base.filter(|_| self.weight_runs()),
+            factors,
+            gain: self.added.as_ref().and_then(|a| a.gain.as_ref()),
+            bias: self.bias.as_ref(),
+        })
     }
 
     /// What comes on top of a weight that multiplied in its own way.
