@@ -8,6 +8,7 @@ namespace {
 Number number_of(mx::Dtype t) { return t == mx::float16 ? F16 : t == mx::bfloat16 ? BF16 : F32; }
 bool is_float(mx::Dtype t) { return t == mx::float32 || t == mx::float16 || t == mx::bfloat16; }
 int bits_of(const MatrixLayout& l) { return Matrix{nullptr, nullptr, nullptr, 0, 0, l.kind, 0, F32}.bits(); }
+Side other(Side s) { return s == Side::Inputs ? Side::Rows : Side::Inputs; }
 std::string name(mx::Dtype t) {
   std::ostringstream s;
   s << t;
@@ -106,11 +107,13 @@ std::pair<int, int> shape_of(const MatrixLayout& l, const mx::array* a, const ch
                         : a[2].shape() == groups && a[1].dtype() == a[2].dtype() && is_float(a[1].dtype()));
   require(fits, what, ": codes ", text(a[0]), " with scales ", text(a[1]), " of type ", name(a[1].dtype()),
           " are no weight of ", bits, " bits in groups of ", l.group);
-  return {a[0].shape(0), int(K)};
+  const int rows = a[0].shape(0);
+  return l.transposed ? std::pair(int(K), rows) : std::pair(rows, int(K));
 }
 
 Matrix prepare(const MatrixLayout& l, const mx::array* a, mx::cpu::CommandEncoder& enc, Side& side) {
   Matrix w{};
+  if (l.transposed) side = other(side);
   if (l.kind) {
     w.codes = dense(a[0], enc).data<void>();
     w.scales = dense(a[1], enc).data<void>();
@@ -126,7 +129,7 @@ Matrix prepare(const MatrixLayout& l, const mx::array* a, mx::cpu::CommandEncode
     enc.set_input_array(a[0]);
     w.codes = a[0].data<void>();
     w.N = a[0].shape(1), w.K = a[0].shape(0);
-    side = side == Side::Inputs ? Side::Rows : Side::Inputs;
+    side = other(side);
   } else {
     const auto m = dense(a[0], enc);
     w.codes = m.data<void>();
@@ -144,14 +147,14 @@ size_t ProjectionLayout::arrays() const {
   return n;
 }
 
-// ints: base, gain, bias (0 or 1), number of pairs, then kind and group of every matrix there is.
+// ints: base, gain, bias (0 or 1), number of pairs, then kind, group and whether it is transposed of every matrix there is.
 ProjectionLayout ProjectionLayout::read(const int*& i) {
   ProjectionLayout l{};
   l.base = *i++, l.gain = *i++, l.bias = *i++;
   l.pairs.resize(size_t(*i++));
   auto matrix = [&] {
-    MatrixLayout m{i[0], i[1]};
-    i += 2;
+    MatrixLayout m{i[0], i[1], i[2] != 0};
+    i += 3;
     return m;
   };
   if (l.base) l.of_base = matrix();

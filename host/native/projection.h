@@ -6,8 +6,10 @@
 namespace pk {
 
 // How one matrix is stored: kind 0 one array of floats, else codes and scales, and biases where it is affine.
+// Transposed: what is stored is [columns, rows].
 struct MatrixLayout {
   int kind, group;
+  bool transposed;
   size_t arrays() const { return kind == 0 ? 1 : kind >= KIND_MXFP4 ? 2 : 3; }
   bool operator==(const MatrixLayout&) const = default;
 };

@@ -67,8 +67,10 @@ static inline float number(const void* src, Number type, size_t at) {
 // n scales or biases as floats.
 static void widen(const void* src, Number type, int n, float* dst) {
   int i = 0;
-  if (type == F16)
+  if (type == F16 && n >= VL) {
     for (; i + VL <= n; i += VL) store(dst + i, load_half((const uint16_t*)src + i));
+    if (i < n) store(dst + n - VL, load_half((const uint16_t*)src + n - VL)), i = n;
+  }
   for (; i < n; i++) dst[i] = number(src, type, i);
 }
 

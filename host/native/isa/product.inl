@@ -288,41 +288,75 @@ static void panel_of_columns(const Matrix& w, int k0, int count, int n0, int n1,
 #undef PK_CALL
 }
 
-// ---- x W for few rows: decoded a stretch of a row at a time and added to all rows of the result
-constexpr int STRETCH = 64;
+// ---- x W for few rows: a stretch of each row of W is decoded in registers and added to all rows of the result
+template <class R, int MB, int STEPS>
+static void sum_tile(const Decoder<R>& d, int k0, const float* x, ptrdiff_t ldx, float* y, ptrdiff_t ldy, bool add) {
+  const Matrix& w = d.w;
+  const int g0 = R::bits <= 8 ? k0 / w.group : 0, group = R::bits <= 8 ? w.group : STEPS * STEP;
+  const uint8_t* codes = (const uint8_t*)w.codes + size_t(k0) * R::bits / 8;
+  vf acc[MB][STEPS * PARTS];
+#pragma GCC unroll 8
+  for (int i = 0; i < MB; i++)
+#pragma GCC unroll 32
+    for (int j = 0; j < STEPS * PARTS; j++) acc[i][j] = vf{};
+  for (int n = 0; n < w.N; n++, codes += d.row) {
+    typename R::Group shared{};
+    size_t at = size_t(n) * d.groups + g0;
+    const uint8_t* c = codes;
+#pragma GCC unroll 16
+    for (int j = 0; j < STEPS; j++, c += STEP / 8 * R::bits) {
+      if constexpr (R::bits <= 8)
+        if (j * STEP % group == 0) {
+          shared = R::group(number(w.scales, w.number, at), w.biases ? number(w.biases, w.number, at) : 0.f);
+          at++;
+        }
+      vf v[PARTS];
+      d.reader.read(c, shared, v);
+#pragma GCC unroll 2
+      for (int p = 0; p < PARTS; p++)
+#pragma GCC unroll 8
+        for (int i = 0; i < MB; i++) acc[i][j * PARTS + p] += v[p] * x[i * ldx + n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MB; i++)
+#pragma GCC unroll 32
+    for (int j = 0; j < STEPS * PARTS; j++) {
+      float* q = y + i * ldy + k0 + j * VL;
+      store(q, add ? acc[i][j] + load(q) : acc[i][j]);
+    }
+}
 
-template <class R, int MB>
-static void sum_tile(const Decoder<R>& d, int k0, int count, const float* x, ptrdiff_t ldx, float* y,
-                     ptrdiff_t ldy, bool add) {
-  alignas(64) float part[STRETCH + STEP];
-  vf acc[MB][STRETCH / VL] = {};
+// Columns that are no whole stretch.
+template <class R>
+static void sum_rest(const Decoder<R>& d, int k0, int count, const float* x, float* y, bool add) {
+  constexpr int ROOM = 128;
+  float part[ROOM + STEP], total[ROOM] = {};
   const int g = k0 / d.w.group;
   for (int n = 0; n < d.w.N; n++) {
     d.decode(n, k0, g, k0 + count, part);
-#pragma GCC unroll 4
-    for (int i = 0; i < MB; i++)
-#pragma GCC unroll 16
-      for (int j = 0; j < STRETCH / VL; j++) acc[i][j] += load(part + j * VL) * x[i * ldx + n];
+    for (int j = 0; j < count; j++) total[j] += part[j] * x[n];
   }
-  for (int i = 0; i < MB; i++)
-    for (int j = 0; j * VL < count; j++) {
-      float* q = y + i * ldy + k0 + j * VL;
-      const int left = count - j * VL;
-      if (left >= VL) store(q, add ? acc[i][j] + load(q) : acc[i][j]);
-      else store_part(q, add ? acc[i][j] + load_part(q, left) : acc[i][j], left);
-    }
+  for (int j = 0; j < count; j++) y[k0 + j] = total[j] + (add ? y[k0 + j] : 0.f);
 }
+
 template <class R>
-static void sums_of(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y,
-                    ptrdiff_t ldy, bool add) {
-  for (int k = k0; k < k1; k += STRETCH) {
-    const int count = k1 - k < STRETCH ? k1 - k : STRETCH;
-    for (int m = 0; m < M;) {
-      const float* xm = x + m * ldx;
-      float* ym = y + m * ldy;
-      if (M - m >= 4) sum_tile<R, 4>(d, k, count, xm, ldx, ym, ldy, add), m += 4;
-      else sum_tile<R, 1>(d, k, count, xm, ldx, ym, ldy, add), m += 1;
-    }
+static void sums_of(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,
+                    bool add) {
+  // As many sums as there are registers for; stretches of 64 or 128 lie within a group or hold whole ones.
+  constexpr int LONG = PK_MR > 6 && VL > 4 ? 128 : 64, SHORT = 64, ROWS = PK_MR > 6 && VL > 4 ? 4 : VL > 4 ? 1 : 1;
+  int k = k0;
+  for (int m = 0; m < M;) {
+    const int rows = M - m >= ROWS ? ROWS : 1;
+    const float* xm = x + m * ldx;
+    float* ym = y + m * ldy;
+    k = k0;
+    if (rows == 1)
+      for (; k + LONG <= k1; k += LONG) sum_tile<R, 1, LONG / STEP>(d, k, xm, ldx, ym, ldy, add);
+    for (; k + SHORT <= k1; k += SHORT) sum_tile<R, ROWS, SHORT / STEP>(d, k, xm, ldx, ym, ldy, add);
+    if (k < k1)
+      for (int i = 0; i < rows; i++) sum_rest(d, k, k1 - k, xm + i * ldx, ym + i * ldy, add);
+    m += rows;
   }
 }
 static void sums(const Matrix& w, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,

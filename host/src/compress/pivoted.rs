@@ -131,7 +131,7 @@ fn take(model: &mut Model, i: usize, level: Level, fixed: &mut Fixed) -> Result<
     };
     model.set_level(i, level)?;
     let full = |r: u32| r == model.slices()[i].rows.min(model.slices()[i].cols);
-    let Some(parts) = model.components(i) else { return Ok(None) };
+    let Some(parts) = model.components(i).transpose()? else { return Ok(None) };
     let rank = parts.b.dim(0) as usize;
     if full(rank as u32) {
         let (scheme, tensors) = Storage::Half.tensors(&name, &model.dense_weight(i)?)?;

@@ -16,6 +16,8 @@ pub enum Operand<'a> {
     Float(&'a Array),
     /// Quantised.
     Packed(&'a Packed),
+    /// Quantised and stored the other way round, [cols, rows]: components, one a row.
+    Components(&'a Packed),
 }
 
 /// Thin factors `A B`: `a` [rows, r], `b` [r, cols].
@@ -45,7 +47,7 @@ impl Operand<'_> {
     pub fn is_known(&self) -> bool {
         match self {
             Operand::Float(_) => true,
-            Operand::Packed(p) => {
+            Operand::Packed(p) | Operand::Components(p) => {
                 p.scheme.mode != Mode::Affine
                     || (matches!(p.scheme.bits, 2..=6 | 8) && matches!(p.scheme.group_size, 32 | 64 | 128))
             }
@@ -56,6 +58,7 @@ impl Operand<'_> {
     fn composed(&self, x: &Array) -> Result<Array> {
         match self {
             Operand::Packed(p) => p.matmul(x),
+            Operand::Components(p) => x.matmul(&p.dequantize()?).context("projection"),
             Operand::Float(w) => {
                 let w = w.as_dtype(Dtype::Float32).and_then(|w| w.transpose());
                 w.and_then(|w| x.matmul(&w)).context("projection")
@@ -96,9 +99,9 @@ impl<'a> Projection<'a> {
             match o {
                 Operand::Float(w) => {
                     arrays.push(w.as_ptr());
-                    layout.extend([0, 0]);
+                    layout.extend([0, 0, 0]);
                 }
-                Operand::Packed(p) => {
+                Operand::Packed(p) | Operand::Components(p) => {
                     arrays.extend(p.arrays().map(Array::as_ptr));
                     // `KIND_*` of native/isa/table.h
                     let kind = match p.scheme.mode {
@@ -107,7 +110,7 @@ impl<'a> Projection<'a> {
                         Mode::Mxfp8 => 41,
                         Mode::Nvfp4 => 42,
                     };
-                    layout.extend([kind, p.scheme.group_size as i32]);
+                    layout.extend([kind, p.scheme.group_size as i32, given(matches!(o, Operand::Components(_)))]);
                 }
             }
         }

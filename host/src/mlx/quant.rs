@@ -5,6 +5,7 @@
 
 use super::{Array, Context, Dtype, MlxError, Result};
 use mlx_rs::Stream;
+use mlx_rs::ops::indexing::TryIndexOp;
 use std::ffi::CStr;
 
 /// A quantisation mode of MLX.
@@ -155,6 +156,20 @@ impl Packed {
             codes: take(&self.codes)?,
             scales: take(&self.scales)?,
             biases: self.biases.as_ref().map(take).transpose()?,
+            scheme: self.scheme,
+        })
+    }
+
+    /// The first `n` rows, as views.
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    pub fn first(&self, n: i32) -> Result<Packed> {
+        let upto = |a: &Array| a.try_index(..n).context("choosing rows");
+        Ok(Packed {
+            codes: upto(&self.codes)?,
+            scales: upto(&self.scales)?,
+            biases: self.biases.as_ref().map(upto).transpose()?,
             scheme: self.scheme,
         })
     }

@@ -202,12 +202,12 @@ impl Model {
         self.linear(slice).weight.is_pivoted()
     }
 
-    /// The components of an elastic checkpoint that are awake in a slice; `None` where its weight runs alone.
+    /// The components of an elastic checkpoint that are awake in a slice, widened; `None` where its weight runs alone.
     ///
     /// # Panics
     /// When `slice` is no index into [`Model::slices`].
-    pub fn components(&self, slice: usize) -> Option<&Factors> {
-        self.linear(slice).part()
+    pub fn components(&self, slice: usize) -> Option<mlx::Result<Factors>> {
+        Some(self.linear(slice).part()?.factors())
     }
 
     /// Changes how much of a slice of an elastic checkpoint is awake. Looks at another part of the same memory:

@@ -6,7 +6,7 @@
 //! path runs depends on the number of rows alone, never on what happens to be cached, so that outputs
 //! after sleeping and waking are those from before, bit for bit.
 
-use super::ladder::{self, Ladder, Level};
+use super::ladder::{self, Ladder, Level, Part};
 use super::pivot::Pivoted;
 use crate::mlx::project::{Operand, Projection, Thin};
 use crate::mlx::quant::{Packed, Scheme};
@@ -250,7 +250,7 @@ pub(crate) struct Linear {
     /// Components of an elastic checkpoint.
     ladder: Option<Ladder>,
     /// Those of them that are awake; `None` while the weight itself runs alone.
-    part: Option<Factors>,
+    part: Option<Part>,
     factors: Option<Factors>,
     pub(crate) added: Option<Added>,
 }
@@ -284,7 +284,7 @@ impl Linear {
         if self.weight_runs() && base.is_none() {
             return None;
         }
-        factors.extend(self.factors.as_ref().or(self.part.as_ref()).map(Factors::thin));
+        factors.extend(self.factors.as_ref().map(Factors::thin).or(self.part.as_ref().map(Part::thin)));
         factors.extend(self.added.as_ref().map(|a| a.factors.thin()));
         Some(Projection {
             base: base.filter(|_| self.weight_runs()),
@@ -314,7 +314,7 @@ impl Linear {
     }
 
     /// The components that are awake.
-    pub(crate) fn part(&self) -> Option<&Factors> {
+    pub(crate) fn part(&self) -> Option<&Part> {
         self.part.as_ref()
     }
 
@@ -356,7 +356,7 @@ impl Linear {
     /// How much is awake; `None` for a slice without components.
     pub(crate) fn level(&self) -> Option<Level> {
         self.ladder.as_ref()?;
-        Some(self.part.as_ref().map_or(Level::Dense, |p| Level::Rank(p.b.dim(0) as u32)))
+        Some(self.part.as_ref().map_or(Level::Dense, |p| Level::Rank(p.rank())))
     }
 
     /// Wakes so many components and puts the others to sleep. The caller has checked that they are there.

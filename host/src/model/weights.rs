@@ -10,12 +10,11 @@ use super::checkpoint::Checkpoint;
 use super::config::{Config, check_scheme};
 use super::error::{Error, Result};
 use super::finite::{first_bad, first_bad_code};
-use super::ladder::{self, Ladder, Level, Levels};
+use super::ladder::{self, Ladder, Level, Levels, Vectors};
 use super::linear::{Linear, Stored, Weight};
 use super::pivot::Pivoted;
 use crate::mlx::quant::{Mode, Packed, Scheme};
 use crate::mlx::{self, Array, Dtype};
-use mlx_rs::ops::indexing::TryIndexOp;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
@@ -87,11 +86,18 @@ impl<'a> Weights<'a> {
         };
         // What sleeps is read only where it may be woken.
         let loaded = if self.parked { stored } else { awake.unwrap_or(0) };
-        let part = |name: &str, width: usize| -> Result<Array> {
-            let all = self.floats_or_packed(name, stored as usize, width)?;
-            let first = if loaded == stored { all } else { all.try_index(..loaded as i32)?.contiguous()? };
-            if loaded > 0 {
-                self.finite(name, &first)?;
+        let part = |name: &str, width: usize| -> Result<Vectors> {
+            let all = if self.has(name) {
+                Vectors::Float(self.floats(name, &[stored as usize, width])?.as_dtype(Dtype::Float32)?)
+            } else {
+                let scheme = self.inferred(name, stored as usize, width)?;
+                Vectors::Packed(self.packed(name, stored as usize, width, scheme)?)
+            };
+            let first = if loaded == stored { all } else { all.first(loaded as i32)?.contiguous()? };
+            if let Vectors::Float(a) = &first
+                && loaded > 0
+            {
+                self.finite(name, a)?;
             }
             Ok(first)
         };
