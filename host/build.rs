@@ -36,6 +36,7 @@ fn kernels() {
     }
     primitives.files(
         [
+            "arrays",
             "attention",
             "attention_grad",
             "cached_attention",

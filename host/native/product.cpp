@@ -4,7 +4,7 @@
 // of the weight into panels that stay in the second cache while the rows of x pass by.
 #include "product.h"
 
-#include "plastic.h"
+#include "pool.h"
 
 namespace pk {
 namespace {
@@ -72,7 +72,7 @@ void few_rows(const Job* jobs, size_t count, int M) {
   std::vector<Task> tasks;
   for (size_t i = 0; i < count; i++) {
     const Job& j = jobs[i];
-    const int columns = j.columns(), unit = j.side == Side::Inputs ? 4 : 64;
+    const int columns = j.columns(), unit = j.side == Side::Inputs ? 4 : 128;
     const double share = weights / parts / std::max(j.inner(), 1);
     const int step = std::max(unit, int(share) / unit * unit);
     for (int c = 0; c < columns; c += step) tasks.push_back({uint32_t(i), c, std::min(columns, c + step), 0, M});

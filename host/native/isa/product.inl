@@ -344,16 +344,18 @@ template <class R>
 static void sums_of(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,
                     bool add) {
   // As many sums as there are registers for; stretches of 64 or 128 lie within a group or hold whole ones.
-  constexpr int LONG = PK_MR > 6 && VL > 4 ? 128 : 64, SHORT = 64, ROWS = PK_MR > 6 && VL > 4 ? 4 : VL > 4 ? 1 : 1;
-  int k = k0;
+  constexpr int LONG = VL > 4 ? 128 : 64, SHORT = 64, ROWS = PK_MR > 6 && VL > 4 ? 4 : 1;
   for (int m = 0; m < M;) {
     const int rows = M - m >= ROWS ? ROWS : 1;
     const float* xm = x + m * ldx;
     float* ym = y + m * ldy;
-    k = k0;
-    if (rows == 1)
+    int k = k0;
+    if (rows == 1) {
       for (; k + LONG <= k1; k += LONG) sum_tile<R, 1, LONG / STEP>(d, k, xm, ldx, ym, ldy, add);
-    for (; k + SHORT <= k1; k += SHORT) sum_tile<R, ROWS, SHORT / STEP>(d, k, xm, ldx, ym, ldy, add);
+      for (; k + SHORT <= k1; k += SHORT) sum_tile<R, 1, SHORT / STEP>(d, k, xm, ldx, ym, ldy, add);
+    } else {
+      for (; k + SHORT <= k1; k += SHORT) sum_tile<R, ROWS, SHORT / STEP>(d, k, xm, ldx, ym, ldy, add);
+    }
     if (k < k1)
       for (int i = 0; i < rows; i++) sum_rest(d, k, k1 - k, xm + i * ldx, ym + i * ldy, add);
     m += rows;

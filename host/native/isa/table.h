@@ -54,7 +54,7 @@ struct Simd {
   void (*arrange)(int kind, const float* x, ptrdiff_t ldx, int M, int K, float* dst);
   // y[m, n] (+)= sum_k x[m, k] W[n, k] for n0 <= n < n1 and m < M <= few. x [M, K] as arranged.
   void (*dots)(const Matrix& w, int n0, int n1, const float* x, int M, float* y, ptrdiff_t ldy, bool add);
-  // y[m, k] (+)= sum_n x[m, n] W[n, k] for k0 <= k < k1 and m < M <= few; k0 is a multiple of 64.
+  // y[m, k] (+)= sum_n x[m, n] W[n, k] for k0 <= k < k1 and m < M <= few; k0 is a multiple of 128.
   void (*sums)(const Matrix& w, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy, bool add);
   // dst[k - k0][nr] = W[n0 + i, k] for i < count <= nr, zeros beyond; k0 and k1 are multiples of 32 or K.
   void (*panel_of_rows)(const Matrix& w, int n0, int count, int k0, int k1, float* dst);
