@@ -111,7 +111,7 @@ fn rows_of_different_length_decode_together_as_each_alone() {
     for name in ["llama", "qwen3_q4g64", "qwen2_q3g32", "qwen3_yarn"] {
         let m = Model::load(&dir.join(name), &LoadOptions::default()).unwrap();
         let text = |k: u32, n: u32| (0..n).map(|i| (i * 37 + 11 * k) % 128).collect::<Vec<u32>>();
-        let mut texts = vec![text(1, 5), text(2, 290), text(3, 64)];
+        let mut texts = [text(1, 5), text(2, 290), text(3, 64)];
         let mut cache = m.new_cache_of(3);
         let same = |what: &str, got: &[f32], text: &[u32]| {
             let want: Vec<f64> = logits(&m, text).last().unwrap().iter().map(|x| f64::from(*x)).collect();
