@@ -81,6 +81,85 @@ fn a_prompt_comes_from_a_file_or_a_pipe_through_the_chat_template() {
     assert_ne!(system["prompt_tokens"], given["prompt_tokens"]);
 }
 
+const PROMPTS: &str = r#"{"prompt": "What is the largest planet in our solar system?", "id": "planet"}
+{"prompt": "Name three colours."}
+
+{"messages": [{"role": "user", "content": "Say hello in French."}], "seed": 40}
+{"prompt": "Write one sentence about the sea. It should mention waves, wind and a boat, and be in the past tense."}
+{"prompt": "2+2?"}
+"#;
+
+#[test]
+fn many_prompts_get_the_answers_that_each_gets_alone() {
+    let file = Data::new("prompts.jsonl", PROMPTS);
+    let of = |args: &[&str]| -> Vec<Value> {
+        let r = generate(&[&["--prompts", &file.path, "--max-tokens", "6", "--json"], args].concat());
+        assert_eq!(r.code, Some(0), "{r:?}");
+        r.out.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
+    // Three rows for five prompts: two of them take a place that became free.
+    let together = of(&["--batch", "3"]);
+    let place = |a: &Value| (a["index"].as_u64().unwrap(), a["line"].as_u64().unwrap(), a["seed"].as_u64().unwrap());
+    assert_eq!(
+        together.iter().map(place).collect::<Vec<_>>(),
+        [(0, 1, 0), (1, 2, 1), (2, 4, 40), (3, 5, 3), (4, 6, 4)]
+    );
+    assert_eq!(together[0]["id"], "planet");
+    for (i, prompt) in [(1, "Name three colours."), (2, "Say hello in French."), (4, "2+2?")] {
+        let alone = answer(&["--prompt", prompt, "--max-tokens", "6"]);
+        for field in ["text", "tokens", "finish", "prompt_tokens"] {
+            assert_eq!(together[i][field], alone[field], "{prompt}: {field}");
+        }
+    }
+    // Draws are a prompt's own, whoever else is there.
+    let drawn = of(&["--temperature", "1", "--batch", "5"]);
+    let alone =
+        answer(&["--temperature", "1", "--prompt", "Say hello in French.", "--max-tokens", "6", "--seed", "40"]);
+    assert_eq!(drawn[2]["tokens"], alone["tokens"]);
+}
+
+#[test]
+fn a_row_that_is_no_prompt_is_named_before_any_work() {
+    let wrong = |line: &str, args: &[&str], text: &str| {
+        let file = Data::new("p.jsonl", &format!("{{\"prompt\": \"x\"}}\n{line}\n"));
+        let r = generate(&[&["--prompts", &file.path], args].concat());
+        r.refuses(1, &format!("{}:2: {text}", file.path));
+        assert_eq!(r.out, "", "an answer was made");
+    };
+    wrong("{\"prompt\": ", &[], "not valid JSON");
+    wrong("{\"text\": \"x\"}", &[], "has neither `prompt` nor `messages`");
+    wrong("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}", &["--raw"], "has `messages`");
+    let long = format!("{{\"prompt\": \"{}\"}}", "word ".repeat(9000));
+    wrong(&long, &[], "the prompt has");
+    assert_eq!(generate(&["--prompts", "x", "--batch", "0"]).code, Some(2));
+    assert_eq!(generate(&["--prompts", "x", "--prompt", "y"]).code, Some(2));
+    generate(&["--prompts", "/nowhere/p.jsonl"]).refuses(1, "/nowhere/p.jsonl");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_the_answers_that_have_ended() {
+    use std::io::{BufRead, BufReader, Read};
+    let file = Data::new("many.jsonl", &"{\"prompt\": \"Count to one hundred.\"}\n".repeat(400));
+    let mut child = host()
+        .args(["generate", "--base", &base(), "--prompts", &file.path, "--batch", "2", "--max-tokens", "4", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    out.read_line(&mut text).unwrap();
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    out.read_to_string(&mut text).unwrap();
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{err}");
+    let answers: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(!answers.is_empty() && answers.len() < 400, "{} answers", answers.len());
+    assert!(err.contains(&format!("{} prompts have no answer", 400 - answers.len())), "{err}");
+}
+
 #[test]
 fn wrong_requests_are_told_apart_from_failures() {
     let r = generate(&["--prompt", "x", "--top-p", "2"]);

@@ -7,11 +7,12 @@
 //!   pass in numpy that shares no code with MLX;
 //! - divergences of two states, against float64 sums over the logits;
 //! - that sleeping and waking a slice leaves outputs bit for bit as they were;
-//! - that the cached, chunked path (generation) agrees with the whole pass (scoring).
+//! - that the cached, chunked path (generation) agrees with the whole pass (scoring), for one sequence and for
+//!   several of different length.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use plastic_host::mlx::{self, Array};
-use plastic_host::model::{Factors, LoadOptions, Model, paths};
+use plastic_host::model::{self, Factors, LoadOptions, Model, paths};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,51 @@ fn chunks_through_the_cache_match_the_whole_pass() {
             let d = gap(last, &whole[at - 1].iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
             assert!(d < 2e-4, "{name}: position {at} differs by {d}");
         }
+    }
+}
+
+#[test]
+fn rows_of_different_length_decode_together_as_each_alone() {
+    let dir = golden().join("tiny");
+    for name in ["llama", "qwen3_q4g64", "qwen2_q3g32", "qwen3_yarn"] {
+        let m = Model::load(&dir.join(name), &LoadOptions::default()).unwrap();
+        let text = |k: u32, n: u32| (0..n).map(|i| (i * 37 + 11 * k) % 128).collect::<Vec<u32>>();
+        let mut texts = [text(1, 5), text(2, 290), text(3, 64)];
+        let mut cache = m.new_cache_of(3);
+        let same = |what: &str, got: &[f32], text: &[u32]| {
+            let want: Vec<f64> = logits(&m, text).last().unwrap().iter().map(|x| f64::from(*x)).collect();
+            let d = gap(got, &want);
+            assert!(d < 2e-4, "{name}: {what}, {} positions: differs by {d}", text.len());
+        };
+        let v = m.config().vocab_size;
+        let fill = |cache: &mut model::KvCache, row: usize, ids: &[u32]| {
+            cache.clear(row);
+            cache.select(&[row]);
+            let part = to_vec(&m.logits(&m.hidden_of(ids, 1, Some(cache)).unwrap()).unwrap());
+            same("prompt", &part[part.len() - v..], ids);
+        };
+        for row in [2, 0, 1] {
+            fill(&mut cache, row, &texts[row]);
+        }
+        for step in 0..6u32 {
+            if step == 3 {
+                // The answer of row 1 ended; another prompt takes its place.
+                texts[1] = text(9, 20);
+                fill(&mut cache, 1, &texts[1]);
+            }
+            let rows: &[usize] = if step % 2 == 0 { &[0, 1, 2] } else { &[2, 0] };
+            let new: Vec<u32> = rows.iter().map(|r| (*r as u32 * 5 + step * 7) % 128).collect();
+            cache.select(rows);
+            let got = to_vec(&m.logits(&m.hidden_of(&new, rows.len(), Some(&mut cache)).unwrap()).unwrap());
+            for ((row, id), got) in rows.iter().zip(&new).zip(got.chunks(v)) {
+                texts[*row].push(*id);
+                same("together", got, &texts[*row]);
+            }
+        }
+        cache.select(&[1]);
+        assert_eq!(cache.len(), texts[1].len());
+        assert!(m.hidden_of(&[1, 2, 3], 2, Some(&mut cache)).is_err());
+        assert!(m.hidden_of(&[128], 1, None).unwrap_err().to_string().contains("token id 128"));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Global;
 use super::chat::{self, Chat};
+use super::generate_many::{self, Many};
 use super::interrupt::Interrupt;
 use super::subject::{Origin, SubjectArgs};
 use crate::mlx;
@@ -27,6 +28,7 @@ Examples:
   plastic-host generate --pack shakespeare --prompt 'Shall I compare thee'
   plastic-host generate                                     a conversation, at a terminal
   plastic-host generate --base small --awake-budget 0.5     with half of an elastic checkpoint awake; /budget changes it
+  plastic-host generate --prompts questions.jsonl --batch 16 --json > answers.jsonl
   git log -3 | plastic-host generate --system 'Summarise in one sentence.' --json"
 )]
 pub struct GenerateArgs {
@@ -38,6 +40,13 @@ pub struct GenerateArgs {
     /// The prompt from a file, `-` for standard input; one line end at its end is left out
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
+    /// A file of prompts, `-` for standard input: JSON lines {"prompt": ..} or {"messages": [..]}, each with an `id` and
+    /// a `seed` if it likes; with --json a JSON line for each answer, in the order of the prompts
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file", "interactive"])]
+    prompts: Option<PathBuf>,
+    /// Prompts of --prompts that are answered together, as far as memory allows
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024), requires = "prompts")]
+    batch: u16,
     /// A conversation, each line of standard input a turn, even where that is no terminal
     #[arg(long, conflicts_with_all = ["prompt", "prompt_file", "raw"])]
     interactive: bool,
@@ -65,7 +74,7 @@ pub struct GenerateArgs {
     /// Makes the last 20 tokens less likely to come again; 1: no effect
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f64,
-    /// Seed of the draws: the same seed gives the same text
+    /// Seed of the draws: the same seed gives the same text; prompt i of --prompts draws with seed + i, from 0
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Text that ends the answer and is not part of it; may be repeated
@@ -136,6 +145,15 @@ pub fn run(args: &GenerateArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let options = args.options();
     if let Err(e) = options.sampling.check() {
         return Ok(usage(&format!("--{e}")));
+    }
+    if let Some(file) = &args.prompts {
+        let rows = generate_many::read(file)?;
+        let interrupt = Interrupt::listen()?;
+        mlx::device::init()?;
+        let subject = args.subject.open(g)?;
+        let system = args.system.as_deref();
+        let many = Many { batch: args.batch.into(), system, raw: args.raw, options };
+        return generate_many::run(&many, &rows, &subject, &interrupt, g);
     }
     let at_terminal =
         args.prompt.is_none() && args.prompt_file.is_none() && !args.raw && std::io::stdin().is_terminal();

@@ -27,6 +27,7 @@ mod export;
 mod export_fixed;
 mod fetching;
 mod generate;
+mod generate_many;
 mod interrupt;
 mod locate;
 mod matrix;

@@ -397,7 +397,7 @@ impl Model {
     /// As [`Model::hidden`], and when `ids` cannot be cut into `rows`.
     pub fn hidden_of(&self, ids: &[u32], rows: usize, cache: Option<&mut KvCache>) -> Result<Array> {
         self.check_ids(ids)?;
-        if rows == 0 || ids.len() % rows != 0 {
+        if rows == 0 || !ids.len().is_multiple_of(rows) {
             return Err(Error::Request(format!("{} tokens are no {rows} sequences of one length", ids.len())));
         }
         // Below the size of the vocabulary, so they fit.

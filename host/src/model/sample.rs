@@ -56,6 +56,15 @@ impl Sampling {
         within("repetition-penalty", self.repetition_penalty, 0.0, 100.0)
     }
 
+    /// Whether top-p leaves anything out.
+    fn cuts(&self) -> bool {
+        self.top_p > 0.0 && self.top_p < 1.0
+    }
+
+    fn filters(&self) -> bool {
+        self.cuts() || self.min_p > 0.0 || self.top_k > 0
+    }
+
     fn penalises(&self) -> bool {
         self.repetition_penalty != 0.0 && self.repetition_penalty != 1.0
     }
@@ -66,13 +75,15 @@ impl Sampling {
 pub struct Sampler {
     options: Sampling,
     rng: ChaCha8Rng,
+    /// Of the tokens that are drawn from; kept between draws.
+    weights: Vec<f64>,
 }
 
 impl Sampler {
     /// A sampler at the beginning of its seed's sequence.
     pub fn new(options: Sampling) -> Sampler {
         let rng = ChaCha8Rng::seed_from_u64(options.seed);
-        Sampler { options, rng }
+        Sampler { options, rng, weights: Vec::new() }
     }
 
     /// Chooses an index of `logits`; `recent` are all tokens so far, prompt included.
@@ -88,26 +99,43 @@ impl Sampler {
                 &penalised
             }
         };
+        let best = argmax(logits);
+        let Some(top) = logits.get(best as usize).copied().filter(|x| x.is_finite()) else { return best };
         if self.options.temperature == 0.0 {
-            return argmax(logits);
+            return best;
         }
-        let mut kept = candidates(logits, &self.options);
-        let best = kept.first().map_or(0.0, |c| c.1);
         // Weights relative to the likeliest, so that small temperatures do not overflow.
-        let mut total = 0.0;
-        for c in &mut kept {
-            c.1 = ((c.1 - best) / self.options.temperature).exp();
-            total += c.1;
+        let weight = |x: f64| (x / self.options.temperature).exp();
+        if !self.options.filters() {
+            self.weights.clear();
+            let of = |x: &f32| if x.is_nan() { 0.0 } else { weight(f64::from(*x) - f64::from(top)) };
+            self.weights.extend(logits.iter().map(of));
+            // The likeliest changes places with the first: most draws end at once.
+            self.weights.swap(0, best as usize);
+            let place = match draw(&mut self.rng, self.weights.iter().copied()) {
+                0 => best,
+                p if p == best as usize => 0,
+                p => p as u32,
+            };
+            return place;
         }
-        let mut at = self.rng.random::<f64>() * total;
-        for (id, weight) in &kept {
-            at -= weight;
-            if at < 0.0 {
-                return *id;
-            }
-        }
-        kept.first().map_or(0, |c| c.0)
+        let kept = candidates(logits, f64::from(top), &self.options);
+        self.weights.clear();
+        self.weights.extend(kept.iter().map(|c| weight(c.1)));
+        let place = draw(&mut self.rng, self.weights.iter().copied());
+        kept.get(place).map_or(best, |c| c.0)
     }
+}
+
+/// The place of one weight, drawn in proportion to it.
+fn draw(rng: &mut ChaCha8Rng, weights: impl Iterator<Item = f64> + Clone) -> usize {
+    let mut at = rng.random::<f64>() * weights.clone().sum::<f64>();
+    let past = |w: f64| {
+        at -= w;
+        at < 0.0
+    };
+    // Rounding may leave a trace beyond the last.
+    weights.map(past).position(|there| there).unwrap_or(0)
 }
 
 fn penalise(logits: &mut [f32], recent: &[u32], o: &Sampling) {
@@ -142,48 +170,40 @@ fn largest(x: &[f32]) -> f32 {
     best.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| greater(a, *b))
 }
 
-/// Tokens that survive the filters with their log-probabilities, the likeliest first.
-fn candidates(logits: &[f32], o: &Sampling) -> Vec<(u32, f64)> {
-    let top = f64::from(largest(logits));
-    if !top.is_finite() {
-        return Vec::new();
-    }
-    let sum: f64 = logits.iter().filter(|x| !x.is_nan()).map(|x| (f64::from(*x) - top).exp()).sum();
-    let log_sum = top + sum.ln();
-    let all = logits.iter().enumerate().filter(|(_, x)| !x.is_nan()).map(|(i, x)| (i as u32, f64::from(*x) - log_sum));
-    let floor = if o.min_p > 0.0 { top - log_sum + o.min_p.ln() } else { f64::NEG_INFINITY };
+/// Tokens that survive the filters with their log-probabilities less that of the likeliest, whose logit is `top`; the
+/// likeliest first where order matters.
+fn candidates(logits: &[f32], top: f64, o: &Sampling) -> Vec<(u32, f64)> {
+    let floor = if o.min_p > 0.0 { o.min_p.ln() } else { f64::NEG_INFINITY };
+    let all = logits.iter().enumerate().map(|(i, x)| (i as u32, f64::from(*x) - top));
+    // NaN is neither.
     let mut kept: Vec<(u32, f64)> = all.filter(|c| c.1 >= floor && c.1 > f64::NEG_INFINITY).collect();
-
-    let top_p = o.top_p > 0.0 && o.top_p < 1.0;
-    if top_p {
+    let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if o.cuts() {
+        // The whole distribution, also what min-p leaves out.
+        let sum: f64 = logits.iter().filter(|x| !x.is_nan()).map(|x| (f64::from(*x) - top).exp()).sum();
         // Only the head of the distribution is sorted: what is e^-9 times less likely seldom matters.
-        let near = |c: &(u32, f64)| c.1 >= top - log_sum - 9.0;
+        let near = |c: &(u32, f64)| c.1 >= -9.0;
         let mass: f64 = kept.iter().filter(|c| near(c)).map(|c| c.1.exp()).sum();
-        if mass > o.top_p {
+        if mass > o.top_p * sum {
             kept.retain(near);
         }
-    }
-    if top_p || o.top_k > 0 {
-        kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    } else if let Some(best) = (0..kept.len()).max_by(|a, b| kept[*a].1.total_cmp(&kept[*b].1).then(b.cmp(a))) {
-        kept.swap(0, best);
-    }
-    if top_p {
+        kept.sort_unstable_by(order);
         // A token stays when the mass above it is below top-p; so do tokens as likely as the last that stays.
         let mut above = 0.0;
-        let stay = kept
-            .iter()
-            .take_while(|c| {
-                let s = above < o.top_p;
-                above += c.1.exp();
-                s
-            })
-            .count()
-            .max(1);
-        let last = kept[stay - 1].1;
+        let stay = kept.iter().take_while(|c| {
+            let s = above < o.top_p * sum;
+            above += c.1.exp();
+            s
+        });
+        let last = stay.last().map_or(0.0, |c| c.1);
         kept.retain(|c| c.1 >= last);
     }
-    if o.top_k > 0 {
+    if o.top_k > 0 && o.top_k < kept.len() {
+        if !o.cuts() {
+            kept.select_nth_unstable_by(o.top_k, order);
+            kept.truncate(o.top_k);
+            kept.sort_unstable_by(order);
+        }
         kept.truncate(o.top_k);
     }
     kept
@@ -198,7 +218,7 @@ mod tests {
     }
 
     fn ids(p: &[f64], o: Sampling) -> Vec<u32> {
-        let mut v: Vec<u32> = candidates(&logits(p), &o).iter().map(|c| c.0).collect();
+        let mut v: Vec<u32> = candidates(&logits(p), f64::from(largest(&logits(p))), &o).iter().map(|c| c.0).collect();
         v.sort_unstable();
         v
     }
