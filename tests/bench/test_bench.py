@@ -141,14 +141,18 @@ class Packs(unittest.TestCase):
             "first_loss": loss,
         }
         measured = {
-            training.OURS: [run(240.0, 8, 9, 3.0), run(120.0, 8, 9, 3.0)],
+            training.OURS: [run(400.0, 8, 9, 3.0), run(200.0, 8, 9, 3.0)],
             training.THEIRS: [run(200.0, 20, 20, 3.0001), run(100.0, 20, 20, 3.0001)],
-            training.OFF: [run(300.0, 16, 17, 3.0)],
+            training.OFF: [run(500.0, 16, 17, 3.0)],
             training.LEAN: [run(90.0, 9, 8, 3.1)],
         }
         made = section.Section("", [])
-        training.bars(made, measured, 19.9)
-        self.assertEqual([c.met for c in made.checks], [False, True, True, False, True, True, False])
+        training.bars(made, measured)
+        self.assertEqual([c.met for c in made.checks], [True, True, True, False, True, False])
+        measured[training.THEIRS][0]["tokens_per_second"] = 210.0
+        made = section.Section("", [])
+        training.bars(made, {name: measured[name] for name in (training.OURS, training.THEIRS)})
+        self.assertEqual([c.met for c in made.checks], [False, True])
 
     def test_a_woken_pack_is_told_from_one_that_is_awake(self):
         event = lambda source, route, first: {"from": source, "route_ms": route, "first_token_ms": first}
