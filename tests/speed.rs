@@ -62,14 +62,15 @@ fn its_loss_is_that_of_eval() {
 }
 
 #[test]
-fn slices_are_timed_in_three_forms() {
+fn slices_are_timed_in_every_form() {
     let d = document(&["--work", "slice", "--rows", "1,3", "-r", "1"]);
     let shapes = d["slices"]["shapes"].as_array().unwrap();
     for s in shapes {
         let [m, n, rank] = ["m", "n", "rank"].map(|k| s[k].as_f64().unwrap());
         assert!(rank * (m + n) <= 0.6 * m * n && (rank + 1.0) * (m + n) > 0.6 * m * n, "{s}");
         for times in s["times"].as_array().unwrap() {
-            for form in ["dense_us", "factored_us", "stored_us"] {
+            for form in ["dense_us", "factored_us", "dense_8bit_us", "factored_8bit_us", "stored_us"] {
+                assert_eq!(times[form].as_array().unwrap().len(), 5, "{form}: {times}");
                 assert!(times[form].as_array().unwrap().iter().all(|t| t.as_f64().unwrap() > 0.0), "{times}");
             }
         }

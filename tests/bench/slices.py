@@ -1,4 +1,4 @@
-"""Comparison 8: slices in two thin factors beside the same slices dense, both float32, through the model's own code.
+"""Comparison 8: slices in two thin factors beside the same slices dense, both of the same storage type, in the model's own code.
 
 One process times every slice of the model in both forms in turn (`plastic-host bench speed --work slice`); ratios are
 taken within processes.
@@ -10,6 +10,8 @@ import pairs
 from section import Check, Section, spread, times
 
 SHARE, ROWS = 0.6, (1, 256)
+FORMS = {"float32": "", "8 bits": "_8bit"}
+"""Storage types, and how their numbers are named."""
 FASTER = 1.3
 """Times as fast as the dense slice, promised."""
 
@@ -30,42 +32,52 @@ def measure(setting):
 def report(runs):
     """The section of some processes' answers."""
     section = Section(
-        f"Slices in factors of {SHARE:.0%} of their parameters, float32",
-        ["slices", "m x n", "rank", "rows", "dense, us", "factors, us", "faster", "as the checkpoint has them, us"],
+        f"Slices in factors of {SHARE:.0%} of their parameters",
+        ["slices", "m x n", "rank", "rows", "type", "dense, us", "factors, us", "faster", "as the checkpoint has them, us"],
         raw={"runs": runs},
     )
     for k, shape in enumerate(runs[0]["shapes"]):
         kinds = ", ".join(kind.removesuffix("_proj") for kind in shape["kinds"])
         for i, at in enumerate(shape["times"]):
-            found = [median_times(run["shapes"][k]["times"][i]) for run in runs]
-            micro = "{:.1f}".format
-            cells = [micro(pairs.summary(f[form] for f in found)["median"]) for form in ("dense", "factored")]
-            stored = micro(pairs.summary(f["stored"] for f in found)["median"])
-            faster = pairs.summary(f["dense"] / f["factored"] for f in found)
-            name = [kinds, f"{shape['m']} x {shape['n']}", shape["rank"], at["rows"]]
-            section.rows.append([*name, *cells, spread(faster, times), f"{stored} ({shape['stored_as']})"])
+            for form, suffix in FORMS.items():
+                if not at[f"dense{suffix}_us"]:
+                    continue
+                of = lambda name: pairs.summary(statistics.median(run["shapes"][k]["times"][i][f"{name}_us"]) for run in runs)
+                cells = ["{:.1f}".format(of(f"{name}{suffix}")["median"]) for name in ("dense", "factored")]
+                faster = pairs.summary(ratio(run["shapes"][k], i, suffix) for run in runs)
+                stored = f"{of('stored')['median']:.1f} ({shape['stored_as']})"
+                name = [kinds, f"{shape['m']} x {shape['n']}", shape["rank"], at["rows"], form]
+                section.rows.append([*name, *cells, spread(faster, times), stored])
     for i, at in enumerate(runs[0]["shapes"][0]["times"]):
-        rows = f"{at['rows']} row{'' if at['rows'] == 1 else 's'}"
-        together = pairs.summary(whole(run, i, "dense") / whole(run, i, "factored") for run in runs)
-        each = [pairs.summary(ratio(run["shapes"][k], i) for run in runs)["median"] for k in range(len(runs[0]["shapes"]))]
-        ratio_all, least = together["median"], min(each)
-        required = f"at least {FASTER:g}x"
-        section.checks.append(Check(f"factored slices, all of them, {rows}", required, spread(together, times), ratio_all >= FASTER))
-        section.checks.append(Check(f"factored slices, the slowest shape, {rows}", required, times(least), least >= FASTER))
+        for form, suffix in FORMS.items():
+            if all(shape["times"][i][f"dense{suffix}_us"] for shape in runs[0]["shapes"]):
+                checks(section, runs, i, f"{at['rows']} row{'' if at['rows'] == 1 else 's'}, {form}", suffix)
     return section
 
 
-def median_times(at):
-    """Medians over the rounds of a process, microseconds."""
-    return {form: statistics.median(at[f"{form}_us"]) for form in ("dense", "factored", "stored")}
+def checks(section, runs, i, what, suffix):
+    """Adds what was promised at the i-th number of rows: of all slices of the model, and of the slowest shape."""
+    together = pairs.summary(whole(run, i, f"dense{suffix}") / whole(run, i, f"factored{suffix}") for run in runs)
+    each = [
+        pairs.summary(ratio(run["shapes"][k], i, suffix) for run in runs)["median"] for k in range(len(runs[0]["shapes"]))
+    ]
+    for name, found, text in (
+        ("all of them", together["median"], spread(together, times)),
+        ("the slowest shape", min(each), times(min(each))),
+    ):
+        section.checks.append(Check(f"factored slices, {name}, {what}", f"at least {FASTER:g}x", text, found >= FASTER))
 
 
-def ratio(shape, i):
+def ratio(shape, i, suffix):
     """Dense over factored, at the i-th number of rows."""
-    found = median_times(shape["times"][i])
-    return found["dense"] / found["factored"]
+    return time(shape, i, f"dense{suffix}") / time(shape, i, f"factored{suffix}")
 
 
 def whole(run, i, form):
     """Microseconds of all slices of the model, at the i-th number of rows."""
-    return sum(shape["count"] * median_times(shape["times"][i])[form] for shape in run["shapes"])
+    return sum(shape["count"] * time(shape, i, form) for shape in run["shapes"])
+
+
+def time(shape, i, form):
+    """Median over the rounds of a process, microseconds."""
+    return statistics.median(shape["times"][i][f"{form}_us"])

@@ -1,20 +1,24 @@
 //! How long the slices of a model take factored, beside the same slices dense and as the checkpoint has them.
 //!
 //! Slices of one shape are measured together: each product of a sample reads another slice's weight, as the layers of a
-//! model do, so that a weight larger than the processor's caches is read from memory. All three forms go the model's own
-//! way through a projection. Factors and dense weight are both float32, and the factors hold random numbers: how long a
-//! product takes does not depend on them. Fails where MLX fails.
+//! model do, so that a weight larger than the processor's caches is read from memory. All forms go the model's own way
+//! through a projection. Factors and dense weight are both float32 or both quantised in 8 bits, and the factors hold
+//! random numbers: how long a product takes does not depend on them. Fails where MLX fails.
 
 use super::decoder::Model;
 use super::error::Result;
+use super::ladder::{Ladder, Level, Vectors};
 use super::linear::{Factors, Linear, Stored, Weight};
-use crate::mlx::{self, Array, Context};
+use crate::mlx::quant::Packed;
+use crate::mlx::{self, Array, Context, Dtype};
 use mlx_rs::random;
 use serde::Serialize;
 use std::time::Instant;
 
 /// Bytes of dense weights in memory at once; a single slice may be larger.
 const WEIGHTS: usize = 256 << 20;
+/// Weights that share a scale in 8 bits.
+const GROUP: u32 = 64;
 /// Bytes of outputs that are evaluated together.
 const OUTPUTS: usize = 4 << 20;
 
@@ -41,6 +45,10 @@ pub struct Times {
     pub dense_us: Rounds,
     /// In factors, float32.
     pub factored_us: Rounds,
+    /// Dense, 8 bits; empty where rows or columns do not divide into groups, as the next.
+    pub dense_8bit_us: Rounds,
+    /// In factors, 8 bits.
+    pub factored_8bit_us: Rounds,
     /// As the checkpoint has it.
     pub stored_us: Rounds,
 }
@@ -117,23 +125,36 @@ fn shapes(model: &Model, share: f64) -> Vec<(Shape, Vec<usize>)> {
 /// The slices in one form.
 type Form<'a> = Vec<Box<dyn Fn(&Array) -> mlx::Result<Array> + 'a>>;
 
-/// Dense, factored, stored.
-fn forms<'a>(model: &'a Model, slices: &[usize], shape: &Shape) -> Result<[Form<'a>; 3]> {
-    let (m, n) = (shape.m as usize, shape.n as usize);
-    let plain = |w: Array, rows, cols| Linear::new(Weight::new(Stored::Float(w), rows, cols, false), None);
-    let (mut dense, mut factored, mut stored): (Form, Form, Form) = (Vec::new(), Vec::new(), Vec::new());
+/// Dense and factored in float32, the same in 8 bits, and stored.
+fn forms<'a>(model: &'a Model, slices: &[usize], shape: &Shape) -> Result<[Form<'a>; 5]> {
+    let (m, n, r) = (shape.m as usize, shape.n as usize, shape.rank as usize);
+    let plain = |stored, faster| Linear::new(Weight::new(stored, m, n, faster), None);
+    let packed = |w: &Array| Packed::affine(w, 8, GROUP, Dtype::Float16);
+    let mut forms: [Form; 5] = Default::default();
+    let [dense, factored, dense_8bit, factored_8bit, stored] = &mut forms;
     for slice in slices {
         let w = model.dense_weight(*slice)?;
-        let (a, b) = (drawn(m, shape.rank, 2 * slice)?, drawn(shape.rank as usize, n as u32, 2 * slice + 1)?);
-        let mut low_rank = plain(w.clone(), m, n);
+        let (left, b) = (drawn(r, shape.m, 2 * slice)?, drawn(r, shape.n, 2 * slice + 1)?);
+        if shape.m.is_multiple_of(GROUP) && shape.n.is_multiple_of(GROUP) {
+            let mut whole = plain(Stored::Packed(packed(&w)?), mlx::on_cpu());
+            whole.weight.keep_dense = true;
+            let ladder = Ladder::new(Vectors::Packed(packed(&left)?), Vectors::Packed(packed(&b)?), false);
+            let mut low_rank = plain(Stored::Absent, false).with_ladder(Some(ladder));
+            low_rank.set_level(Level::Rank(shape.rank))?;
+            dense_8bit.push(Box::new(move |x| whole.apply(x, None)));
+            factored_8bit.push(Box::new(move |x| low_rank.apply(x, None)));
+        }
+        let a = left.transpose().and_then(|a| a.contiguous()).context("turning factors")?;
+        mlx::eval([&a])?;
+        let mut low_rank = plain(Stored::Absent, false);
         low_rank.set_factors(Some(Factors { a, b }));
-        let whole = plain(w, m, n);
+        let whole = plain(Stored::Float(w), false);
         dense.push(Box::new(move |x| whole.apply(x, None)));
         factored.push(Box::new(move |x| low_rank.apply(x, None)));
         let own = model.linear(*slice);
         stored.push(Box::new(move |x| own.apply(x, None)));
     }
-    Ok([dense, factored, stored])
+    Ok(forms)
 }
 
 /// Random numbers [rows, cols] of variance 1 / cols.
@@ -146,9 +167,9 @@ fn drawn(rows: usize, cols: u32, seed: usize) -> Result<Array> {
     Ok(x)
 }
 
-/// The times of all three forms.
+/// The times of all forms.
 fn timed(
-    forms: &[Form; 3],
+    forms: &[Form; 5],
     shape: &Shape,
     rows: u32,
     rounds: usize,
@@ -164,7 +185,7 @@ fn timed(
         }
         Ok(1e6 * start.elapsed().as_secs_f64() / form.len().max(1) as f64)
     };
-    let mut times: [Rounds; 3] = Default::default();
+    let mut times: [Rounds; 5] = Default::default();
     // The first round pays for memory, copies and threads.
     for round in 0..=rounds {
         if !go_on() {
@@ -172,13 +193,13 @@ fn timed(
         }
         for (form, times) in forms.iter().zip(&mut times) {
             let sample = sample(form)?;
-            if round > 0 {
+            if round > 0 && !form.is_empty() {
                 times.push(sample);
             }
         }
     }
-    let [dense_us, factored_us, stored_us] = times;
-    Ok(Some(Times { rows, dense_us, factored_us, stored_us }))
+    let [dense_us, factored_us, dense_8bit_us, factored_8bit_us, stored_us] = times;
+    Ok(Some(Times { rows, dense_us, factored_us, dense_8bit_us, factored_8bit_us, stored_us }))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ Examples:
 Work is done in the order decode, prefill, score, slice, each kind once uncounted and then -r times; speeds are the
 median and the range. Decoding is greedy and stops at no token, so that every model does the same work. `prefill` is
 the time from a prompt to its first token. `slice` times the model's slices as two thin factors beside the same slices
-dense, both float32, and as the checkpoint has them. Peaks of the process are those so far; for the peak of one kind
+dense, both in float32 or both in 8 bits, and as the checkpoint has them. Peaks of the process are those so far; for the peak of one kind
 alone, name only that one. PLASTIC_THREADS sets the threads. Run it on a calm machine.")]
 pub(super) struct SpeedArgs {
     #[command(flatten)]

@@ -46,21 +46,30 @@ pub(super) fn show(d: &Document, g: &Global) {
 
 fn slices(s: &Slices) {
     say!("slices in factors of {} of their parameters; microseconds a product, median:", s.share);
-    let headers = ["slices", "m x n", "rank", "rows", "dense", "factors", "faster", "as stored"];
-    let mut t = table::plain(&headers, &[2, 3, 4, 5, 6, 7]);
+    let headers = ["slices", "m x n", "rank", "rows", "type", "dense", "factors", "faster", "as stored"];
+    let mut t = table::plain(&headers, &[2, 3, 5, 6, 7, 8]);
     for shape in &s.shapes {
         for times in &shape.times {
-            let (dense, factored) = (median(&times.dense_us), median(&times.factored_us));
-            t.add_row([
-                kinds(shape),
-                format!("{} x {}", shape.m, shape.n),
-                shape.rank.to_string(),
-                times.rows.to_string(),
-                format!("{dense:.1}"),
-                format!("{factored:.1}"),
-                format!("{:.2}x", dense / factored),
-                format!("{:.1}", median(&times.stored_us)),
-            ]);
+            for (form, dense, factored) in [
+                ("float32", &times.dense_us, &times.factored_us),
+                ("8 bits", &times.dense_8bit_us, &times.factored_8bit_us),
+            ] {
+                if dense.is_empty() {
+                    continue;
+                }
+                let (dense, factored) = (median(dense), median(factored));
+                t.add_row([
+                    kinds(shape),
+                    format!("{} x {}", shape.m, shape.n),
+                    shape.rank.to_string(),
+                    times.rows.to_string(),
+                    form.to_owned(),
+                    format!("{dense:.1}"),
+                    format!("{factored:.1}"),
+                    format!("{:.2}x", dense / factored),
+                    format!("{:.1}", median(&times.stored_us)),
+                ]);
+            }
         }
     }
     say!("{t}");
@@ -70,10 +79,11 @@ fn slices(s: &Slices) {
             s.shapes.iter().filter_map(|x| Some(x.count as f64 * median(pick(x.times.get(i)?)))).sum()
         };
         let (dense, factored) = (of(|t| &t.dense_us), of(|t| &t.factored_us));
-        say!("all slices with {rows} row{}: {:.2}x", if rows == 1 { "" } else { "s" }, dense / factored);
+        let plural = if rows == 1 { "" } else { "s" };
+        say!("all slices with {rows} row{plural}: {:.2}x in float32", dense / factored);
     }
     if let Some(stored) = s.shapes.first().map(|x| &x.stored_as) {
-        say!("dense and factors are float32; stored: {stored}");
+        say!("stored: {stored}");
     }
 }
 
