@@ -9,7 +9,7 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
-.PHONY: help demo test setup build plugins model ready bench bench-quick bench-plugins bench-packs bench-compress bars lint fuzz clean distclean
+.PHONY: help demo test setup build plugins model ready bench bench-quick bench-counts bench-plugins bench-packs bench-compress bars lint fuzz clean distclean
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -17,7 +17,8 @@ help:
 	@echo 'make setup        check this machine again and prepare it; MLX_BACKEND=cuda picks the CUDA build'
 	@echo 'make build        build the program: $(HOST)'
 	@echo 'make plugins      build plugins/*.wasm'
-	@echo 'make bench        compare with mlx-lm, side by side (bench-quick: a shorter run)'
+	@echo 'make bench        compare with mlx-lm and llama.cpp, side by side (bench-quick: a shorter run)'
+	@echo 'make bench-counts count instructions of a plugin call and of the step loop (needs valgrind)'
 	@echo 'make bench-plugins what loading and calling a plugin costs'
 	@echo 'make bench-packs  training a pack beside mlx-lm: speed and memory'
 	@echo 'make bench-compress  decomposing a model beside NumPy: speed and memory'
@@ -45,6 +46,10 @@ bench: plugins model
 
 bench-quick: plugins model
 	python3 -B tests/bench/bench.py --quick
+
+# valgrind is no part of what the program needs: looked for where it is used.
+bench-counts: plugins model
+	python3 -B tests/bench/counts.py
 
 bench-plugins: plugins model
 	python3 -B tests/bench/plugins.py

@@ -1,8 +1,8 @@
 #!/usr/bin/env -S python3 -B
-"""Compares plastic-host with mlx-lm side by side, on the same model, windows, threads and precision.
+"""Compares plastic-host with mlx-lm and llama.cpp side by side, on the same model, windows and threads.
 
 `make bench` runs everything and renews the tables in docs/benchmarks.md; `make bench-quick` runs a shorter
-form in under five minutes on two cores and writes only to target/bench. Needs the built program with its
+form without llama.cpp, in under five minutes on two cores, and writes only to target/bench. Needs the built program with its
 plugins and default model, Python 3.10 with venv, and a package index for the first run. Every measurement
 is a fresh process, pinned to the same cores, plastic-host and peer in turn.
 
@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 import elastic
+import generating
+import llama
 import machine
 import overhead
 import pairs
@@ -23,11 +25,15 @@ import report
 import runs
 import scoring
 import setting as settings
+import slices
 import starting
+import training
 import venv
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPARISONS = ["scoring", "starting", "overhead", "elastic"]
+COMPARISONS = ["scoring", "starting", "decode", "batch", "first-token", "slices", "training", "overhead", "elastic"]
+WITH_LLAMA = {"scoring", "decode", "batch", "first-token"}
+"""Those that llama.cpp takes part in."""
 BUSY = 0.5
 """Load average a CPU above which other work disturbs the numbers."""
 WAIT = 300.0
@@ -45,12 +51,14 @@ def options():
         prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="fewer pairs, less for the stock wheel, one state; docs stay as they are")
+    add("--quick", action="store_true", help="fewer pairs, less of everything, no llama.cpp; docs stay as they are")
     add("--only", nargs="+", choices=COMPARISONS, help="only these comparisons; docs stay as they are")
     add("--threads", type=int, default=2, help="cores and BLAS threads of both sides (default 2)")
     add("--base", default="smollm2-135m", help="model, as plastic-host names it")
     add("--data", type=Path, default=ROOT / "data" / "eval.jsonl", help="text to score")
     add("--host", type=Path, default=ROOT / "target" / "release" / "plastic-host", help="the program")
+    add("--no-llama", action="store_true", help="leave llama.cpp out, which has to be built once")
+    add("--gguf", type=Path, metavar="FILE", help="the model for llama.cpp, where --base is not the default one")
     add("--provisional", metavar="WHY", default="", help="mark the tables as provisional and say why")
     args = parser.parse_args()
     if args.threads < 1:
@@ -79,6 +87,16 @@ def measure(setting, wanted):
         sections.append(scoring.measure(setting))
     if "starting" in wanted:
         sections.append(starting.measure(setting))
+    if "decode" in wanted:
+        sections.append(generating.decoding(setting))
+    if "batch" in wanted:
+        sections.append(generating.batched(setting))
+    if "first-token" in wanted:
+        sections.append(generating.first_token(setting))
+    if "slices" in wanted:
+        sections.append(slices.measure(setting))
+    if "training" in wanted:
+        sections.append(training.measure(setting, *((1, 1) if setting.quick else (4, 2)), stock=False, variants=not setting.quick))
     if {"overhead", "elastic"} & set(wanted):
         names = list(BUDGETS)[:1] if setting.quick else list(BUDGETS)
         made = {}
@@ -112,7 +130,7 @@ def shown(argument):
 def main():
     """Measures, writes, and answers the exit code."""
     args = options()
-    whole = not args.quick and not args.only
+    whole = not args.quick and not args.only and not args.no_llama
     load = wait_for_quiet(WAIT if whole else 0.0)
     if process.inherited():
         ignored = " ".join(f"{name}={value}" for name, value in process.inherited().items())
@@ -121,17 +139,22 @@ def main():
         setting = settings.prepare(ROOT, args.host.resolve(), args.base, args.data.resolve(), args.threads, args.quick)
         about = machine.describe(ROOT, setting.cores, args.threads)
         about["load_per_core_before"] = round(load, 2)
+        wanted = args.only or COMPARISONS
+        if WITH_LLAMA & set(wanted) and not (args.quick or args.no_llama):
+            setting.llama = llama.prepare(setting, args.gguf)
         about["plastic_host"] = process.run([setting.program, "--version"], []).stdout.split()[-1]
         busy = f"the machine was busy before it began (load {load:.2f} a CPU)" if load > BUSY else ""
         about["provisional"] = args.provisional or busy
         blas = settings.check_blas(setting)
-        sections = measure(setting, args.only or COMPARISONS)
+        sections = measure(setting, wanted)
     except (settings.Unusable, venv.Unavailable, process.Failed) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     seen = [c for section in sections for c in companies(section.raw)]
     about["company"] = pairs.summary(seen) if seen else None
     packages = venv.installed(setting.python)
+    if setting.llama:
+        packages[llama.PACKAGE] = venv.installed(setting.llama.python)[llama.PACKAGE]
     name = "bench" if whole else "quick" if args.quick else "part"
     command = "make bench" if len(sys.argv) == 1 else " ".join(["bench.py", *map(shown, sys.argv[1:])])
     text = report.markdown(about, blas, packages, sections, command)

@@ -2,10 +2,13 @@
 
     peer_mlx_lm.py score MODEL IDS.json WARM ROUNDS     mlx-lm's own perplexity loop, all windows one batch, rounds timed
     peer_mlx_lm.py start MODEL TEXT.jsonl               what a user waits for: imports, loading, one batch
+    peer_mlx_lm.py decode MODEL IDS.json BATCH TOKENS   the first BATCH prompts, TOKENS greedy tokens after each
     peer_mlx_lm.py gemm                                 GFLOPS of a float32 product, to see which BLAS is at work
 
 Scoring is `mlx_lm.perplexity.eval_ppl`, unchanged, on `mlx_lm.load`ed models. Before the timed rounds it
-scores the first WARM tokens of every window once, off the clock.
+scores the first WARM tokens of every window once, off the clock. Decoding is `generate_step` for one prompt and
+`BatchGenerator` for several, as `mlx_lm.benchmark` uses them: nothing stops an answer early. A few tokens go ahead, off the
+clock.
 """
 
 import time
@@ -18,6 +21,9 @@ import json  # noqa: E402
 import math  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+WARM_UP = 4
+"""Tokens that go ahead of a timed answer."""
 
 
 def timed_perplexity(model, windows):
@@ -72,6 +78,41 @@ def start(model_dir, text_file):
     }
 
 
+def answers(model, prompts, tokens):
+    """(greedy tokens of each prompt, seconds from the call to the first token of all and from each to the next)."""
+    import mlx.core as mx
+    from mlx_lm.generate import BatchGenerator, generate_step
+
+    begun = time.perf_counter()
+    made, at = [[] for _ in prompts], []
+    if len(prompts) == 1:
+        for token, _ in generate_step(mx.array(prompts[0]), model, max_tokens=tokens):
+            made[0].append(int(token))
+            at.append(time.perf_counter())
+    else:
+        generator = BatchGenerator(model)
+        uids = generator.insert(prompts, [tokens] * len(prompts))
+        while responses := generator.next_generated():
+            for response in responses:
+                made[uids.index(response.uid)].append(response.token)
+            at.append(time.perf_counter())
+        generator.close()
+    return made, [after - before for before, after in zip([begun, *at], at)]
+
+
+def decode(model_dir, ids_file, batch, tokens):
+    """Greedy tokens after the first `batch` prompts, with their times."""
+    import mlx.core as mx
+    from mlx_lm import load
+
+    prompts = json.loads(Path(ids_file).read_text())[:batch]
+    model, _ = load(model_dir)
+    answers(model, prompts, min(tokens, WARM_UP))
+    mx.reset_peak_memory()
+    made, seconds = answers(model, prompts, tokens)
+    return {"answer": made, "seconds": seconds, "mlx_peak_bytes": mx.get_peak_memory()}
+
+
 def gemm():
     """Best of three 1024 x 1024 x 1024 products."""
     import mlx.core as mx
@@ -93,6 +134,8 @@ if __name__ == "__main__":
             answer = score(model, ids, int(warm), int(rounds))
         case ["start", model, text]:
             answer = start(model, text)
+        case ["decode", model, ids, batch, tokens]:
+            answer = decode(model, ids, int(batch), int(tokens))
         case ["gemm"]:
             answer = gemm()
         case _:

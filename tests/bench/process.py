@@ -31,7 +31,7 @@ class Ran:
     """Share (0 to 1) of the pinned cores that others used meanwhile."""
 
 
-TUNING = ("OPENBLAS_", "GOTO_", "OMP_", "MKL_", "MLX_", "LD_PRELOAD")
+TUNING = ("OPENBLAS_", "GOTO_", "OMP_", "MKL_", "MLX_", "GGML_", "PLASTIC_THREADS", "PLASTIC_ISA", "LD_PRELOAD")
 """Beginnings of variables that change how fast the same program computes."""
 
 
@@ -82,6 +82,17 @@ def run(command, cores, env=None, limit=3600.0):
         others = busy_seconds(cores) - busy_before - cpu
         company = max(0.0, others / (wall * len(cores)))
     return Ran(stdout, wall, cpu, peak, company)
+
+
+def cost(ran):
+    """What a process cost, under the names that every side answers with."""
+    return {"peak_bytes": ran.peak_rss, "wall": ran.wall, "cpu": ran.cpu, "company": ran.company}
+
+
+def decoded(answer, seconds):
+    """Speeds of decoding: `answer` has the tokens of each prompt, `seconds` the time to the first of all and of each next."""
+    rate = len(answer) * (len(seconds) - 1) / sum(seconds[1:]) if len(seconds) > 1 else None
+    return {"answer": answer, "first_token_ms": 1e3 * seconds[0], "tokens_per_second": rate}
 
 
 def busy_seconds(cores):

@@ -36,8 +36,12 @@ def summary(machine, blas, packages, command):
         f"{machine['memory_gib']} GiB; {machine['system']}",
         f"* load average before: {machine['load_per_core_before']} a CPU; share of the pinned CPUs that others "
         f"used during a measurement: {company(machine)}",
-        "* plastic-host {}; mlx-lm {}, mlx {}, Python {}".format(
-            machine["plastic_host"], packages.get("mlx-lm"), packages.get("mlx"), machine["python"]
+        "* plastic-host {}; mlx-lm {}, mlx {}{}, Python {}".format(
+            machine["plastic_host"],
+            packages.get("mlx-lm"),
+            packages.get("mlx"),
+            f", llama-cpp-python {packages['llama-cpp-python']}" if "llama-cpp-python" in packages else "",
+            machine["python"],
         ),
     ]
     if blas.get("stock"):

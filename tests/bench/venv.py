@@ -1,6 +1,6 @@
-"""The peer's own Python environment, with pinned packages, and the BLAS that is preloaded into it.
+"""A peer's own Python environment, with pinned packages, and the BLAS that is preloaded into it.
 
-Lives in `target/bench/venv`; made once, and again when `requirements.txt` changes. Needs Python's
+Lives in `target/bench`; made once, and again when its requirements change. Needs Python's
 `venv` module (Debian: package python3-venv) and a package index that pip can reach.
 """
 
@@ -17,11 +17,15 @@ class Unavailable(Exception):
     """The environment cannot be made; the text says what to do."""
 
 
-def prepare(directory):
-    """Makes the environment in `directory` where it is missing or outdated; answers its Python."""
+def prepare(directory, requirements=REQUIREMENTS, before=None, made_for=""):
+    """Makes the environment in `directory` where it is missing or outdated; answers its Python.
+
+    `before` is called with the bare environment's Python and answers further options of pip; `made_for` names what else
+    the environment depends on.
+    """
     python = directory / "bin" / "python"
     stamp = directory / "requirements.sha256"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    wanted = hashlib.sha256(requirements.read_bytes() + made_for.encode()).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
     print(f"Installing the peer into {directory} (once)", file=sys.stderr)
@@ -31,8 +35,8 @@ def prepare(directory):
         raise Unavailable(
             f"python3 -m venv failed; on Debian and Ubuntu install python3-venv.\n{made.stdout}{made.stderr}"
         )
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS]
-    if subprocess.run(pip, check=False).returncode != 0:
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
+    if subprocess.run(pip + (before(python) if before else []), check=False).returncode != 0:
         raise Unavailable("pip could not install the peer (see above); check the network and pip's index settings")
     stamp.write_text(wanted)
     return python

@@ -126,7 +126,7 @@ impl Model {
         &self.slices
     }
 
-    fn linear(&self, slice: usize) -> &Linear {
+    pub(super) fn linear(&self, slice: usize) -> &Linear {
         &self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER]
     }
 

@@ -32,6 +32,7 @@ pub mod rope;
 pub mod safetensors;
 pub mod sample;
 pub mod single;
+pub mod slice_timing;
 pub mod store;
 pub mod tensor_file;
 pub mod timing;

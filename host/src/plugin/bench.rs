@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Slices and their rank, as every host is measured.
-const SHAPES: [(u32, u32); 3] = [(1, 576), (210, 576), (10_000, 64)];
+pub const SHAPES: [(u32, u32); 3] = [(1, 576), (210, 576), (10_000, 64)];
 /// Turns each stage is measured in.
 const ROUNDS: u32 = 3;
 /// Repetitions of one stage at most.
@@ -78,8 +78,17 @@ pub struct Candidate {
     pub options: Value,
 }
 
-/// Measures plugins of one kind side by side, for about `time` each. Compiled code is kept under
-/// `cache` while it is measured.
+/// How long to measure.
+#[derive(Clone, Copy, Debug)]
+pub enum Effort {
+    /// About so long each plugin.
+    Time(Duration),
+    /// One load and exactly so many calls at each stage, the first on each model apart: for counting instructions.
+    Calls(usize),
+}
+
+/// Measures plugins of one kind side by side; policies on made-up models of `shapes` (slices, rank). Compiled code is
+/// kept under `cache` while it is measured.
 ///
 /// # Errors
 /// One of them cannot be loaded, or refuses its options.
@@ -88,19 +97,31 @@ pub fn run(
     kind: Kind,
     rules: &Rules,
     cache: &Path,
-    time: Duration,
+    shapes: &[(u32, u32)],
+    effort: Effort,
 ) -> Result<Vec<Figures>, Fault> {
-    let mut tracks = candidates.iter().map(|c| Track::new(c, kind, rules, cache)).collect::<Result<Vec<_>, _>>()?;
+    let new = |c| Track::new(c, kind, rules, cache, shapes);
+    let mut tracks = candidates.iter().map(new).collect::<Result<Vec<_>, _>>()?;
     let stages = tracks.first().map_or(0, Track::stages);
-    let slot = time / (stages.max(1) as u32 * ROUNDS);
+    let (rounds, slot) = match effort {
+        Effort::Time(time) => (ROUNDS, Slot::Time(time / (stages.max(1) as u32 * ROUNDS))),
+        Effort::Calls(calls) => (1, Slot::Calls(calls)),
+    };
     for stage in 0..stages {
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for track in &mut tracks {
                 track.measure(stage, slot)?;
             }
         }
     }
     Ok(tracks.into_iter().map(Track::figures).collect())
+}
+
+/// How long a stage is measured in one turn.
+#[derive(Clone, Copy)]
+enum Slot {
+    Time(Duration),
+    Calls(usize),
 }
 
 /// A plugin under measurement.
@@ -148,7 +169,13 @@ impl Subject {
 }
 
 impl Track {
-    fn new(candidate: &Candidate, kind: Kind, rules: &Rules, cache: &Path) -> Result<Track, Fault> {
+    fn new(
+        candidate: &Candidate,
+        kind: Kind,
+        rules: &Rules,
+        cache: &Path,
+        shapes: &[(u32, u32)],
+    ) -> Result<Track, Fault> {
         let cold = Loader::new(rules.clone(), None);
         let warm = Loader::new(rules.clone(), Some(cache.to_owned()));
         let subject = Subject::load(&warm, kind, candidate)?;
@@ -156,15 +183,15 @@ impl Track {
             Subject::Evaluator(_) => vec![],
             Subject::Policy(policy) => {
                 let info = policy.info();
-                let model = |(count, rank): (u32, u32)| {
-                    let mut model = Model::even(count, rank, rank, Family::PowerLaw, 1);
+                let model = |(count, rank): &(u32, u32)| {
+                    let mut model = Model::even(*count, *rank, *rank, Family::PowerLaw, 1);
                     if let Some(phase) = info.phases.first() {
                         model.run.phase.clone_from(phase);
                     }
                     let seen = model.observe(&info.needs);
                     (model, seen)
                 };
-                SHAPES.into_iter().map(model).collect()
+                shapes.iter().map(model).collect()
             }
         };
         let mut track = Track {
@@ -182,11 +209,13 @@ impl Track {
         Ok(track)
     }
 
-    fn names(kind: Kind) -> Vec<String> {
+    fn names(&self) -> Vec<String> {
         let mut names = vec!["cold load (compiles)".to_owned(), "warm load (from the cache)".to_owned()];
-        match kind {
+        match self.subject.kind() {
             Kind::Policy => {
-                for (count, rank) in SHAPES {
+                for (model, _) in &self.models {
+                    let count = model.slices.len();
+                    let rank = model.slices.first().map_or(0, |s| s.max_rank);
                     names.push(format!("decide {count} × {rank}, the call"));
                     names.push(format!("decide {count} × {rank}, all of it"));
                 }
@@ -197,11 +226,11 @@ impl Track {
     }
 
     fn stages(&self) -> usize {
-        Track::names(self.subject.kind()).len()
+        self.names().len()
     }
 
-    /// Repeats one stage for about `slot`, at least once a turn; the first `decide` on a model is not counted.
-    fn measure(&mut self, stage: usize, slot: Duration) -> Result<(), Fault> {
+    /// Repeats one stage for `slot`, at least once a turn; the first `decide` on a model is not counted.
+    fn measure(&mut self, stage: usize, slot: Slot) -> Result<(), Fault> {
         // The two figures of a shape come from the same calls.
         let is_second = self.subject.kind() == Kind::Policy && stage > 2 && stage % 2 == 1;
         if is_second || self.refused[stage].is_some() {
@@ -234,7 +263,11 @@ impl Track {
                     }
                 }
             }
-            if began.elapsed() >= slot || self.times[stage].len() >= MOST {
+            let done = match slot {
+                Slot::Time(slot) => began.elapsed() >= slot || self.times[stage].len() >= MOST,
+                Slot::Calls(calls) => stage < 2 || self.times[stage].len() >= calls,
+            };
+            if done {
                 return Ok(());
             }
         }
@@ -271,12 +304,11 @@ impl Track {
     }
 
     fn figures(self) -> Figures {
-        let kind = self.subject.kind();
         let name = match &self.subject {
             Subject::Policy(p) => p.info().name.clone(),
             Subject::Evaluator(e) => e.info().name.clone(),
         };
-        let stages = Track::names(kind).into_iter().zip(self.times).zip(self.refused);
+        let stages = self.names().into_iter().zip(self.times).zip(self.refused);
         let stage = |((name, times), refused)| Stage { name, time: Spread::of(times), refused };
         Figures { file: self.candidate.path, name, stages: stages.map(stage).collect(), peak_memory: self.peak }
     }

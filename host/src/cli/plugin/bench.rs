@@ -2,7 +2,7 @@
 
 use super::{kib, kind_of};
 use crate::cli::{Global, locate, rules::RuleArgs, table};
-use crate::plugin::bench::{self, Candidate, Figures, Stage};
+use crate::plugin::bench::{self, Candidate, Effort, Figures, Stage};
 use crate::plugin::check::span;
 use crate::plugin::{Kind, Loader, Rules, options};
 use anyhow::Context;
@@ -16,6 +16,7 @@ use std::time::Duration;
 Examples:
   plastic-host plugin bench plugins/entropy.wasm
   plastic-host plugin bench my-policy.wasm --against my-policy-before.wasm --seconds 20
+  valgrind --tool=callgrind plastic-host plugin bench my-policy.wasm --calls 2000 --shape 210x576
 
 Shown beside the shipped reference plugin (energy, or perplexity). `the call` is the time of the plugin's
 `decide` with its data going in and out; `all of it` adds what the host does around it: checking the plan
@@ -32,8 +33,23 @@ pub struct BenchArgs {
     /// Seconds to measure each plugin
     #[arg(long, default_value_t = 5.0, value_name = "S")]
     seconds: f64,
+    /// One load and exactly so many calls, of this plugin alone: the same work every time, to count instructions of
+    #[arg(long, value_name = "N", conflicts_with_all = ["seconds", "against"], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    calls: Option<u32>,
+    /// Policies decide on a made-up model of so many slices of such a rank, in place of the three usual ones
+    #[arg(long, value_name = "SLICESxRANK", value_parser = shape)]
+    shape: Option<(u32, u32)>,
     #[command(flatten)]
     rules: RuleArgs,
+}
+
+/// `SLICESxRANK`, as many values at most as the largest of the usual models.
+fn shape(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once(['x', '×']).and_then(|(n, r)| Some((n.parse().ok()?, r.parse().ok()?)));
+    match parsed {
+        Some((n @ 1..=10_000, r @ 1..=65_536)) if n * r <= 640_000 => Ok((n, r)),
+        _ => Err("give slices x rank, such as 210x576: 1 to 10000 slices and 640000 values at most".into()),
+    }
 }
 
 /// Runs the verb.
@@ -59,11 +75,17 @@ pub fn run(args: &BenchArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let reference = locate::plugin(Path::new(reference), None);
     // Without the shipped plugins there is nothing to stand beside; the rest is measured all the same.
     if let Ok(reference) = reference
+        && args.calls.is_none()
         && !candidates.iter().any(|c| same_file(&c.path, &reference))
     {
         candidates.push(Candidate { path: reference, options: serde_json::json!({}) });
     }
-    let figures = bench::run(&candidates, kind, &rules, scratch.path(), Duration::from_secs_f64(args.seconds))?;
+    let effort = match args.calls {
+        Some(calls) => Effort::Calls(calls as usize),
+        None => Effort::Time(Duration::from_secs_f64(args.seconds)),
+    };
+    let shapes = args.shape.map_or(bench::SHAPES.to_vec(), |shape| vec![shape]);
+    let figures = bench::run(&candidates, kind, &rules, scratch.path(), &shapes, effort)?;
     match g.json {
         true => say!("{}", serde_json::json!({"kind": kind, "machine": machine(), "plugins": figures})),
         false => say!("{}", text(&figures)),

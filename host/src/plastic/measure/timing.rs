@@ -45,9 +45,9 @@ impl HostMeasure<'_> {
     fn run(&mut self, prompt: &[u32], new: usize) -> Result<Vec<f64>, String> {
         let begun = Instant::now();
         let progress = &mut self.progress;
-        let times = decode(self.subjects.model(), prompt, new, &mut || progress(0, 0));
+        let decoded = decode(self.subjects.model(), &[prompt], new, &mut || progress(0, 0));
         self.book.seconds += begun.elapsed().as_secs_f64();
-        times.map_err(|e| e.to_string())?.ok_or_else(|| "interrupted".into())
+        Ok(decoded.map_err(|e| e.to_string())?.ok_or("interrupted")?.milliseconds)
     }
 }
 

@@ -1,9 +1,9 @@
-//! `plastic-host bench`: measurements of what the program is made of.
+//! `plastic-host bench memory`: bytes, error and time of one weight in each of its forms.
 
-use super::Global;
-use super::interrupt::Interrupt;
-use super::matrix::{self, SvdOptions};
-use super::table;
+use crate::cli::Global;
+use crate::cli::interrupt::Interrupt;
+use crate::cli::matrix::{self, SvdOptions};
+use crate::cli::table;
 use crate::mlx::Array;
 use crate::mlx::device::{self, DeviceInfo};
 use crate::mlx::quant::{Mode, Packed, Scheme};
@@ -16,19 +16,6 @@ use std::process::ExitCode;
 
 /// Largest side of a synthetic weight.
 const MOST_SIDE: i64 = 32_768;
-
-/// Options of `bench`.
-#[derive(clap::Args, Debug)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(clap::Subcommand, Debug)]
-enum What {
-    /// Bytes, error and time of one weight: float32, quantised, and factored at several ranks
-    Memory(Box<MemoryArgs>),
-}
 
 /// Options of `bench memory`.
 #[derive(clap::Args, Debug)]
@@ -43,7 +30,7 @@ more slowly, so judge errors on a tensor of your own. The largest rank r with r 
 Times are of x W^T for an input x of so many rows: the median, and half the distance of the quartiles; `faster` and
 `slower` beside float32 only where the quartiles lie apart. Run it on a calm machine. On a CPU, models multiply a float32
 copy of a quantised weight where there are more than 32 rows; the time here is without one.")]
-struct MemoryArgs {
+pub(super) struct MemoryArgs {
     /// Rows of the synthetic weight
     #[arg(long, value_name = "ROWS", default_value_t = 2048, conflicts_with = "tensor", value_parser = clap::value_parser!(u32).range(1..=MOST_SIDE))]
     m: u32,
@@ -97,17 +84,11 @@ struct Document<'a> {
     footprint: &'a Footprint,
 }
 
-/// Runs a benchmark.
+/// Measures a weight.
 ///
 /// # Errors
-/// When what it measures cannot be had.
-pub fn run(args: &BenchArgs, g: &Global) -> anyhow::Result<ExitCode> {
-    match &args.what {
-        What::Memory(args) => memory(args, g),
-    }
-}
-
-fn memory(args: &MemoryArgs, g: &Global) -> anyhow::Result<ExitCode> {
+/// When the weight cannot be had, a rank or a quantisation does not fit it, or MLX fails.
+pub(super) fn run(args: &MemoryArgs, g: &Global) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     let device = device::init()?;
     let (w, name, stored, own) = match &args.tensor {
