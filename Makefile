@@ -9,7 +9,7 @@ READY := target/setup/system-checked
 # Everything here, and the README, names target/release; plugins choose their own target.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET CARGO_BUILD_TARGET_DIR
 
-.PHONY: help demo test setup build plugins model ready bench bench-quick bench-counts bench-plugins bench-packs bench-compress bars lint fuzz clean distclean
+.PHONY: check-kernels help demo test setup build plugins model ready bench bench-quick bench-counts bench-plugins bench-packs bench-compress bars lint fuzz clean distclean
 
 help:
 	@echo 'make demo         run the sleep/wake loop on a real model ($(MODEL)): accepted, rejected, woken again'
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench-compress  decomposing a model beside NumPy: speed and memory'
 	@echo 'make bars         compress by every method and compare perplexities; BARS=--quick for two budgets'
 	@echo 'make fuzz         attack the plugin boundary, FUZZ_SECONDS=$(FUZZ_SECONDS) for each target (needs cargo-fuzz)'
+	@echo 'make check-kernels check the CPU kernels against plain arithmetic under sanitizers, CHECK_CASES=$(CHECK_CASES)'
 	@echo 'make lint         formatting, clippy, licences'
 	@echo 'make clean        delete what was built (distclean: MLX in .mlx too)'
 
@@ -114,6 +115,12 @@ fuzz: ready
 	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$t fuzz/target/found/$$t fuzz/corpus/$$t -- \
 	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
+
+# The CPU kernels against plain arithmetic, under sanitizers: `make test` runs a few cases, this as many as you like.
+CHECK_CASES ?= 2000
+CHECK_SEED ?= 1
+check-kernels:
+	host/native/check/run.sh target/check $(CHECK_CASES) $(CHECK_SEED)
 
 clean:
 	rm -rf target fuzz/target plugins/*.wasm

@@ -182,12 +182,12 @@ extern "C" int pk_attention(mlx_array* res, mlx_array q_, mlx_array k_, mlx_arra
   return guarded(err, len, [&] {
     auto s = get(s_);
     auto q = f32(get(q_), s), k = f32(get(k_), s), v = f32(get(v_), s);
-    require(q.ndim() == 4 && k.ndim() == 4 && k.shape() == v.shape() && q.shape(0) == k.shape(0) &&
+    PK_REQUIRE(q.ndim() == 4 && k.ndim() == 4 && k.shape() == v.shape() && q.shape(0) == k.shape(0) &&
                 q.shape(3) == k.shape(3) && k.shape(1) > 0 && q.shape(1) % k.shape(1) == 0,
             "attention: q ", text(q), " must be [B, H, Lq, D] and k ", text(k), ", v ", text(v),
             " [B, Hkv, Lk, D] with Hkv dividing H");
-    require(k.shape(2) > 0 && k.shape(3) > 0, "attention: k ", text(k), " is empty");
-    require(!causal || q.shape(2) <= k.shape(2), "attention: causal q ", text(q), " has more positions than k ", text(k));
+    PK_REQUIRE(k.shape(2) > 0 && k.shape(3) > 0, "attention: k ", text(k), " is empty");
+    PK_REQUIRE(!causal || q.shape(2) <= k.shape(2), "attention: causal q ", text(q), " has more positions than k ", text(k));
     put(res, mx::array::make_arrays({q.shape(), {q.shape(0), q.shape(1), q.shape(2)}}, {mx::float32, mx::float32},
                                     std::make_shared<Attention>(s, scale, causal), {q, k, v})[0]);
   });

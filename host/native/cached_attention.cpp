@@ -222,22 +222,22 @@ class CachedAttentionKernel : public Kernel {
 
 void CacheUse::check(const mx::array& keys, const mx::array& values, const mx::array& freqs, int B, int T,
                      const char* what) const {
-  require(keys.ndim() == 4 && keys.shape() == values.shape() && keys.dtype() == mx::float32 &&
+  PK_REQUIRE(keys.ndim() == 4 && keys.shape() == values.shape() && keys.dtype() == mx::float32 &&
               values.dtype() == mx::float32 && keys.shape(1) > 0 && keys.shape(3) > 0 && keys.shape(3) % 2 == 0,
           what, ": keys ", text(keys), " and values ", text(values),
           " must be float32 [R, Hkv, capacity, D] with an even D");
   const int R = keys.shape(0), D = keys.shape(3);
-  require(freqs.ndim() == 1 && freqs.shape(0) == D / 2, what, ": freqs ", text(freqs), " must be [D / 2] for keys ",
+  PK_REQUIRE(freqs.ndim() == 1 && freqs.shape(0) == D / 2, what, ": freqs ", text(freqs), " must be [D / 2] for keys ",
           text(keys));
-  require(past.size() == size_t(R) && rows.size() == size_t(B), what, ": ", past.size(), " lengths and ", rows.size(),
+  PK_REQUIRE(past.size() == size_t(R) && rows.size() == size_t(B), what, ": ", past.size(), " lengths and ", rows.size(),
           " rows for keys ", text(keys), " and ", B, " sequences");
   for (int p : past)
-    require(p >= 0 && p <= keys.shape(2) && p <= capacity, what, ": a row of ", p, " positions in keys ", text(keys));
+    PK_REQUIRE(p >= 0 && p <= keys.shape(2) && p <= capacity, what, ": a row of ", p, " positions in keys ", text(keys));
   std::vector<bool> used(size_t(R), false);
   for (int r : rows) {
-    require(r >= 0 && r < R && !used[size_t(r)], what, ": row ", r, " is not one of ", R, ", or is there twice");
+    PK_REQUIRE(r >= 0 && r < R && !used[size_t(r)], what, ": row ", r, " is not one of ", R, ", or is there twice");
     used[size_t(r)] = true;
-    require(int64_t(past[size_t(r)]) + T <= capacity, what, ": row ", r, " holds ", past[size_t(r)], " positions; ", T,
+    PK_REQUIRE(int64_t(past[size_t(r)]) + T <= capacity, what, ": row ", r, " holds ", past[size_t(r)], " positions; ", T,
             " more exceed the capacity of ", capacity);
   }
 }
@@ -274,12 +274,12 @@ extern "C" int pk_cached_attention(mlx_array* res, mlx_array* keys_res, mlx_arra
     auto s = get(s_);
     auto q = f32(get(q_), s), k = f32(get(k_), s), v = f32(get(v_), s), freqs = f32(get(freqs_), s);
     auto &keys = get(keys_), &values = get(values_);
-    require(q.ndim() == 3 && k.ndim() == 3 && k.shape() == v.shape() && q.shape(0) == k.shape(0) && q.shape(1) == k.shape(1),
+    PK_REQUIRE(q.ndim() == 3 && k.ndim() == 3 && k.shape() == v.shape() && q.shape(0) == k.shape(0) && q.shape(1) == k.shape(1),
             "cached attention: q ", text(q), " must be [B, T, H * D] and k ", text(k), ", v ", text(v), " [B, T, Hkv * D]");
     const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity, scale, eps, traditional};
     use.check(keys, values, freqs, q.shape(0), q.shape(1), "cached attention");
     const int Hkv = keys.shape(1), D = keys.shape(3);
-    require(k.shape(2) == Hkv * D && q.shape(2) > 0 && q.shape(2) % (Hkv * D) == 0, "cached attention: q ", text(q),
+    PK_REQUIRE(k.shape(2) == Hkv * D && q.shape(2) > 0 && q.shape(2) % (Hkv * D) == 0, "cached attention: q ", text(q),
             " must be [B, T, H * D] and k ", text(k), ", v ", text(v), " [B, T, Hkv * D] for keys ", text(keys),
             " with Hkv dividing H");
     const bool norms = q_norm_.ctx && k_norm_.ctx;
@@ -287,7 +287,7 @@ extern "C" int pk_cached_attention(mlx_array* res, mlx_array* keys_res, mlx_arra
     if (norms)
       for (auto n : {q_norm_, k_norm_}) {
         in.push_back(f32(get(n), s));
-        require(in.back().ndim() == 1 && in.back().shape(0) == D, "cached attention: a norm weight ", text(in.back()),
+        PK_REQUIRE(in.back().ndim() == 1 && in.back().shape(0) == D, "cached attention: a norm weight ", text(in.back()),
                 " must be [D] for keys ", text(keys));
       }
     const auto cache = use.shape(keys);

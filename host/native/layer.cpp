@@ -136,19 +136,19 @@ extern "C" int pk_layer(mlx_array* res, mlx_array* keys_res, mlx_array* values_r
       l.push_back(ProjectionLayout::read(layout));
       wanted += l.back().arrays();
     }
-    require(in.size() == wanted, what, ": ", in.size(), " arrays for a layout of ", wanted);
+    PK_REQUIRE(in.size() == wanted, what, ": ", in.size(), " arrays for a layout of ", wanted);
     const auto &h = in[H_IN], &keys = in[KEYS];
-    require(h.ndim() == 3, what, ": h ", text(h), " must be [B, T, D]");
+    PK_REQUIRE(h.ndim() == 3, what, ": h ", text(h), " must be [B, T, D]");
     const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity, scale, eps, traditional};
     use.check(keys, in[VALUES], in[FREQS], h.shape(0), h.shape(1), what);
     const int D = h.shape(2), head = keys.shape(3), kv = keys.shape(1) * head;
     auto vector_of = [&](size_t i, int n) {
-      require(in[i].dtype() == mx::float32 && in[i].ndim() == 1 && in[i].shape(0) == n, what, ": a norm ", text(in[i]),
+      PK_REQUIRE(in[i].dtype() == mx::float32 && in[i].ndim() == 1 && in[i].shape(0) == n, what, ": a norm ", text(in[i]),
               " must be float32 [", n, "]");
     };
     vector_of(INPUT_NORM, D), vector_of(POST_NORM, D);
     if (norms) vector_of(FIRST, head), vector_of(FIRST + 1, head);
-    require(in[FREQS].dtype() == mx::float32, what, ": freqs must be float32");
+    PK_REQUIRE(in[FREQS].dtype() == mx::float32, what, ": freqs must be float32");
     Sizes sizes{};
     const mx::array* next = in.data() + FIRST + (norms ? 2 : 0);
     for (int i = 0; i < PROJECTIONS; i++) {
@@ -157,7 +157,7 @@ extern "C" int pk_layer(mlx_array* res, mlx_array* keys_res, mlx_array* values_r
       next += l[size_t(i)].arrays();
     }
     const int* n = sizes.outputs;
-    require(n[Q] % kv == 0 && n[K] == kv && n[V] == kv && n[O] == D && n[UP] == n[GATE] && n[DOWN] == D, what,
+    PK_REQUIRE(n[Q] % kv == 0 && n[K] == kv && n[V] == kv && n[O] == D && n[UP] == n[GATE] && n[DOWN] == D, what,
             ": projections of ", n[Q], ", ", n[K], ", ", n[V], ", ", n[O], ", ", n[GATE], ", ", n[UP], " and ", n[DOWN],
             " outputs do not fit h ", text(h), " and keys ", text(keys));
     const auto cache = use.shape(keys);

@@ -138,7 +138,7 @@ extern "C" int pk_rms_norm(mlx_array* res, mlx_array x_, mlx_array w_, float eps
   return guarded(err, len, [&] {
     auto s = get(s_);
     auto x = f32(get(x_), s), w = f32(get(w_), s);
-    require(x.ndim() >= 1 && w.ndim() == 1 && w.shape(0) > 0 && x.shape(-1) == w.shape(0), "rms_norm: x ", text(x),
+    PK_REQUIRE(x.ndim() >= 1 && w.ndim() == 1 && w.shape(0) > 0 && x.shape(-1) == w.shape(0), "rms_norm: x ", text(x),
             " must be [..., D] and weight ", text(w), " [D]");
     put(res, mx::array(x.shape(), mx::float32, std::make_shared<RmsNorm>(s, eps), {x, w}));
   });
@@ -150,10 +150,10 @@ extern "C" int pk_rope(mlx_array* res, mlx_array x_, int dims, bool traditional,
   return guarded(err, len, [&] {
     auto s = get(s_);
     auto x = f32(get(x_), s), f = f32(get(freqs_), s);
-    require(x.ndim() == 4, "rope: x ", text(x), " must be [B, H, L, D]");
-    require(dims > 0 && dims % 2 == 0 && dims <= x.shape(3), "rope: dims ", dims, " must be even and at most D of x ",
+    PK_REQUIRE(x.ndim() == 4, "rope: x ", text(x), " must be [B, H, L, D]");
+    PK_REQUIRE(dims > 0 && dims % 2 == 0 && dims <= x.shape(3), "rope: dims ", dims, " must be even and at most D of x ",
             text(x));
-    require(f.ndim() == 1 && f.shape(0) == dims / 2, "rope: freqs ", text(f), " must be [dims / 2] with dims ", dims);
+    PK_REQUIRE(f.ndim() == 1 && f.shape(0) == dims / 2, "rope: freqs ", text(f), " must be [dims / 2] with dims ", dims);
     put(res, mx::array(x.shape(), mx::float32, std::make_shared<Rope>(s, Rotation{dims, offset, traditional, false}),
                        {x, f}));
   });

@@ -73,9 +73,13 @@ inline std::string text(const mx::Shape& s) {
   return r + "]";
 }
 inline std::string text(const mx::array& a) { return text(a.shape()); }
+// Throws a message made of the parts. A macro, so that they are made only then.
+#define PK_REQUIRE(ok, ...)              \
+  do {                                   \
+    if (!(ok)) pk::refuse(__VA_ARGS__);  \
+  } while (0)
 template <class... T>
-void require(bool ok, const T&... parts) {
-  if (ok) return;
+[[noreturn]] void refuse(const T&... parts) {
   std::ostringstream s;
   (s << ... << parts);
   throw std::invalid_argument(s.str());

@@ -48,7 +48,8 @@ void few_rows(const Job* jobs, size_t count, int M) {
   const Simd& f = simd();
   // inputs in the order that 4-bit weights want, once for all jobs that share them
   thread_local Scratch room;
-  std::vector<const float*> arranged(count);
+  thread_local std::vector<const float*> arranged;
+  arranged.assign(count, nullptr);
   size_t size = 0;
   for (size_t i = 0; i < count; i++)
     if (jobs[i].side == Side::Inputs) size += size_t(M) * jobs[i].w.K;
@@ -69,7 +70,8 @@ void few_rows(const Job* jobs, size_t count, int M) {
   }
   work = weights * M;
   const int parts = work < WAKE ? 1 : 4 * threads();
-  std::vector<Task> tasks;
+  thread_local std::vector<Task> tasks;
+  tasks.clear();
   for (size_t i = 0; i < count; i++) {
     const Job& j = jobs[i];
     const int columns = j.columns(), unit = j.side == Side::Inputs ? 4 : 128;
@@ -77,9 +79,10 @@ void few_rows(const Job* jobs, size_t count, int M) {
     const int step = std::max(unit, int(share) / unit * unit);
     for (int c = 0; c < columns; c += step) tasks.push_back({uint32_t(i), c, std::min(columns, c + step), 0, M});
   }
+  const float* const* inputs = arranged.data();
   run(tasks, work, [&](const Task& t) {
     const Job& j = jobs[t.job];
-    if (j.side == Side::Inputs) f.dots(j.w, t.from, t.to, arranged[t.job], M, j.y, j.ldy, j.add);
+    if (j.side == Side::Inputs) f.dots(j.w, t.from, t.to, inputs[t.job], M, j.y, j.ldy, j.add);
     else f.sums(j.w, t.from, t.to, j.x, j.ldx, M, j.y, j.ldy, j.add);
     finish(j, t);
   });
@@ -151,7 +154,7 @@ void project(const Projection* list, size_t count, const float* x, ptrdiff_t ldx
   const int rows = thin == 0 ? M : std::clamp(int((256 << 10) / (sizeof(float) * thin)), 96, 1024);
   thread_local Scratch room;
   float* t = thin ? room.get(thin * size_t(std::min(rows, M))) : nullptr;
-  std::vector<Job> first, second;
+  thread_local std::vector<Job> first, second;
   for (int m = 0; m < M; m += rows) {
     const int n = std::min(rows, M - m);
     const float* xm = x + m * ldx;

@@ -89,14 +89,14 @@ class Project : public Kernel {
 } // namespace
 
 std::pair<int, int> shape_of(const MatrixLayout& l, const mx::array* a, const char* what) {
-  require(a[0].ndim() == 2, what, ": a weight ", text(a[0]), " is no matrix");
+  PK_REQUIRE(a[0].ndim() == 2, what, ": a weight ", text(a[0]), " is no matrix");
   if (!l.kind) {
-    require(is_float(a[0].dtype()), what, ": weights of type ", name(a[0].dtype()), " are not known");
+    PK_REQUIRE(is_float(a[0].dtype()), what, ": weights of type ", name(a[0].dtype()), " are not known");
     return {a[0].shape(0), a[0].shape(1)};
   }
   const bool small = l.kind >= KIND_MXFP4, affine = (l.kind >= 2 && l.kind <= 6) || l.kind == 8;
   const int bits = bits_of(l);
-  require(small ? l.kind <= KIND_NVFP4 && l.group == (l.kind == KIND_NVFP4 ? 16 : 32)
+  PK_REQUIRE(small ? l.kind <= KIND_NVFP4 && l.group == (l.kind == KIND_NVFP4 ? 16 : 32)
                 : affine && (l.group == 32 || l.group == 64 || l.group == 128),
           what, ": no quantisation with ", bits, " bits in groups of ", l.group);
   const int64_t K = int64_t(a[0].shape(1)) * 32 / bits;
@@ -105,7 +105,7 @@ std::pair<int, int> shape_of(const MatrixLayout& l, const mx::array* a, const ch
               a[1].shape() == groups;
   fits = fits && (small ? a[1].dtype() == mx::uint8
                         : a[2].shape() == groups && a[1].dtype() == a[2].dtype() && is_float(a[1].dtype()));
-  require(fits, what, ": codes ", text(a[0]), " with scales ", text(a[1]), " of type ", name(a[1].dtype()),
+  PK_REQUIRE(fits, what, ": codes ", text(a[0]), " with scales ", text(a[1]), " of type ", name(a[1].dtype()),
           " are no weight of ", bits, " bits in groups of ", l.group);
   const int rows = a[0].shape(0);
   return l.transposed ? std::pair(int(K), rows) : std::pair(rows, int(K));
@@ -165,12 +165,12 @@ ProjectionLayout ProjectionLayout::read(const int*& i) {
 int ProjectionLayout::check(const mx::array* a, int inner, const char* what) const {
   int outputs = -1;
   auto same = [&](int n) {
-    require(outputs < 0 || outputs == n, what, ": ", n, " outputs beside ", outputs);
+    PK_REQUIRE(outputs < 0 || outputs == n, what, ": ", n, " outputs beside ", outputs);
     outputs = n;
   };
   if (base) {
     auto [rows, cols] = shape_of(of_base, a, what);
-    require(cols == inner, what, ": a weight for ", cols, " inputs, but x has ", inner);
+    PK_REQUIRE(cols == inner, what, ": a weight for ", cols, " inputs, but x has ", inner);
     same(rows);
     a += of_base.arrays();
   }
@@ -179,13 +179,13 @@ int ProjectionLayout::check(const mx::array* a, int inner, const char* what) con
     a += lb.arrays();
     auto [rows, thin] = shape_of(la, a, what);
     a += la.arrays();
-    require(cols == inner && thin == rank, what, ": factors [", rows, ", ", thin, "] and [", rank, ", ", cols,
+    PK_REQUIRE(cols == inner && thin == rank, what, ": factors [", rows, ", ", thin, "] and [", rank, ", ", cols,
             "] for x with ", inner, " features");
     same(rows);
   }
-  require(outputs >= 0, what, ": nothing to multiply with");
+  PK_REQUIRE(outputs >= 0, what, ": nothing to multiply with");
   for (int i = 0; i < gain + bias; i++, a++)
-    require(a->ndim() == 1 && a->shape(0) == outputs && a->dtype() == mx::float32, what, ": a gain or bias ", text(*a),
+    PK_REQUIRE(a->ndim() == 1 && a->shape(0) == outputs && a->dtype() == mx::float32, what, ": a gain or bias ", text(*a),
             " for ", outputs, " outputs");
   return outputs;
 }
@@ -223,16 +223,16 @@ extern "C" int pk_project(mlx_array* res, mlx_array x_, const mlx_array* arrays,
   return guarded(err, len, [&] {
     auto s = get(s_);
     const auto l = ProjectionLayout::read(layout);
-    require(count == l.arrays(), "project: ", count, " arrays for a layout of ", l.arrays());
+    PK_REQUIRE(count == l.arrays(), "project: ", count, " arrays for a layout of ", l.arrays());
     std::vector<mx::array> in{f32(get(x_), s)};
     for (size_t i = 0; i < count; i++) in.push_back(get(arrays[i]));
-    require(in[0].ndim() >= 1, "project: x is a scalar");
+    PK_REQUIRE(in[0].ndim() >= 1, "project: x is a scalar");
     const int outputs = l.check(in.data() + 1, in[0].shape(-1), "project");
     auto shape = in[0].shape();
     shape.back() = outputs;
     if (residual_.ctx) {
       in.push_back(f32(get(residual_), s));
-      require(in.back().shape() == shape, "project: residual ", text(in.back()), " beside results ", text(shape));
+      PK_REQUIRE(in.back().shape() == shape, "project: residual ", text(in.back()), " beside results ", text(shape));
     }
     put(res, mx::array(shape, mx::float32, std::make_shared<Project>(s, l, outputs, residual_.ctx != nullptr, false), in));
   });

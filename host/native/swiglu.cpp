@@ -60,7 +60,7 @@ extern "C" int pk_swiglu(mlx_array* res, mlx_array g_, mlx_array u_, mlx_stream 
   return guarded(err, len, [&] {
     auto s = get(s_);
     auto g = f32(get(g_), s), u = f32(get(u_), s);
-    require(g.shape() == u.shape(), "swiglu: gate ", text(g), " and up ", text(u), " must have the same shape");
+    PK_REQUIRE(g.shape() == u.shape(), "swiglu: gate ", text(g), " and up ", text(u), " must have the same shape");
     put(res, mx::array(g.shape(), mx::float32, std::make_shared<SwiGLU>(s), {g, u}));
   });
 }

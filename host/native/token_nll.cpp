@@ -282,9 +282,9 @@ class FisherHead : public Kernel {
 };
 
 void check(const mx::array& hidden, const mx::array& head, const char* what) {
-  require(hidden.ndim() == 2 && head.ndim() == 2 && hidden.shape(1) == head.shape(1), what, ": hidden ", text(hidden),
+  PK_REQUIRE(hidden.ndim() == 2 && head.ndim() == 2 && hidden.shape(1) == head.shape(1), what, ": hidden ", text(hidden),
           " must be [N, D] and head ", text(head), " [V, D]");
-  require(head.shape(0) > 0 && head.shape(1) > 0, what, ": head ", text(head), " is empty");
+  PK_REQUIRE(head.shape(0) > 0 && head.shape(1) > 0, what, ": head ", text(head), " is empty");
 }
 
 } // namespace
@@ -297,7 +297,7 @@ extern "C" int pk_token_nll(mlx_array* res, mlx_array hidden_, mlx_array head_, 
     auto s = get(s_);
     auto hidden = f32(get(hidden_), s), head = f32(get(head_), s), targets = mx::astype(get(targets_), mx::int32, s);
     check(hidden, head, "token_nll");
-    require(targets.ndim() == 1 && targets.shape(0) == hidden.shape(0), "token_nll: targets ", text(targets),
+    PK_REQUIRE(targets.ndim() == 1 && targets.shape(0) == hidden.shape(0), "token_nll: targets ", text(targets),
             " must be [N] for hidden ", text(hidden));
     put(res, mx::array::make_arrays({targets.shape(), targets.shape()}, {mx::float32, mx::float32},
                                     std::make_shared<TokenNll>(s), {hidden, head, targets})[0]);

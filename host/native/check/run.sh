@@ -8,7 +8,7 @@ out=$1
 shift
 mkdir -p "$out"
 CXX=${CXX:-c++}
-flags="-std=c++20 -O1 -g -fno-math-errno -ffp-contract=fast -fno-omit-frame-pointer
+flags="-std=c++20 -O0 -g -fno-math-errno -ffp-contract=fast -fno-omit-frame-pointer
   -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi"
 # GCC's own headers of intrinsics begin some results uninitialised.
 $CXX -dM -E -x c++ /dev/null | grep -q __clang__ || flags="$flags -Wno-uninitialized -Wno-maybe-uninitialized"

@@ -6,6 +6,8 @@ constexpr int DOT_ROWS = PK_MR > 6 ? 4 : 2; // rows of W at a time
 
 // ---- x W^T for few rows: a vector holds neighbouring inputs, sums are reduced at the end of a row of W
 
+constexpr size_t AHEAD = 6144; // bytes of W that are asked for before they are read
+
 // The most usual kind has a way of its own: VL bytes hold 2 VL codes of 4 bits, the even ones low, the odd ones high.
 // Widened byte by byte no code crosses a lane; x comes with the even inputs of each 2 VL first, then the odd ones.
 struct Nibbles {
@@ -73,7 +75,15 @@ static void dot_tile(const R& reader, const uint8_t* codes, size_t row, const fl
   for (int j = 0; j < NB; j++)
 #pragma GCC unroll 8
     for (int i = 0; i < MB; i++) acc[j][i] = vf{};
+  // The rows lie one after the other and are read side by side, which the processor does not foresee: the lines that
+  // will be read some 6 KB from here are asked for, as many as are used up.
+  const size_t used = size_t(NB) * size_t(group) * R::bits / 8;
+  const uint8_t* ahead = codes + NB * row * (1 + AHEAD / (NB * row));
   for (int g = 0; g < groups; g++) {
+    if (R::bits <= 8) {
+      for (size_t b = 0; b < used; b += 64) __builtin_prefetch(ahead + b, 0, 2);
+      ahead += used;
+    }
     typename R::Group shared[NB];
 #pragma GCC unroll 8
     for (int j = 0; j < NB; j++) shared[j] = R::group(scales[j * groups + g], biases[j * groups + g]);
@@ -117,7 +127,12 @@ struct Widened {
       return;
     }
     const int groups = w.K / w.group;
-    const size_t at = size_t(n) * groups * (w.number == F32 ? 4 : w.number >= E8M0 ? 1 : 2);
+    const size_t size = w.number == F32 ? 4 : w.number >= E8M0 ? 1 : 2, at = size_t(n) * groups * size;
+    const size_t used = size_t(rows) * groups * size, ahead = at + used * (1 + AHEAD / (rows * w.row_bytes()));
+    for (size_t b = 0; b < used; b += 64) {
+      __builtin_prefetch((const char*)w.scales + ahead + b, 0, 2);
+      if (w.biases) __builtin_prefetch((const char*)w.biases + ahead + b, 0, 2);
+    }
     widen((const char*)w.scales + at, w.number, rows * groups, scales);
     if (w.biases) widen((const char*)w.biases + at, w.number, rows * groups, biases);
     else memset(biases, 0, sizeof(float) * size_t(rows) * size_t(groups));
@@ -303,6 +318,7 @@ static void sum_tile(const Decoder<R>& d, int k0, const float* x, ptrdiff_t ldx,
     typename R::Group shared{};
     size_t at = size_t(n) * d.groups + g0;
     const uint8_t* c = codes;
+    for (size_t b = 0; b < size_t(STEPS) * STEP * R::bits / 8; b += 64) __builtin_prefetch(codes + 16 * d.row + b, 0, 2);
 #pragma GCC unroll 16
     for (int j = 0; j < STEPS; j++, c += STEP / 8 * R::bits) {
       if constexpr (R::bits <= 8)
