@@ -35,8 +35,20 @@ fn kernels() {
         };
     }
     primitives.files(
-        ["attention", "attention_grad", "gemm", "norm_rope", "pool", "product", "projection", "swiglu", "token_nll"]
-            .map(|f| format!("native/{f}.cpp")),
+        [
+            "attention",
+            "attention_grad",
+            "divergence",
+            "gemm",
+            "head",
+            "norm_rope",
+            "pool",
+            "product",
+            "projection",
+            "swiglu",
+            "token_nll",
+        ]
+        .map(|f| format!("native/{f}.cpp")),
     );
     primitives.compile("plastic_kernels");
 

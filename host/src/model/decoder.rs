@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::ladder::{self, Level, Levels};
 use super::linear::{Added, Factors, Linear, Weight};
 use super::weights::Weights;
+use crate::mlx::project::Operand;
 use crate::mlx::{self, Array, Dtype, kernels};
 use std::path::Path;
 
@@ -358,13 +359,12 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// The head [V, D] float32: `lm_head`, or the embedding when tied. Kept after the first call when
-    /// the memory budget allows.
+    /// The head [V, D] as it is stored: `lm_head`, or the embedding when tied.
     ///
     /// # Errors
-    /// Whatever MLX reports.
-    pub fn head_weight(&self) -> Result<Array> {
-        Ok(self.head().dense()?)
+    /// When it is stored as no one matrix.
+    pub fn head_weight(&self) -> Result<Operand<'_>> {
+        self.head().operand().ok_or_else(|| Error::Request("the head is stored as no one matrix".into()))
     }
 
     /// Token ids [B, T] int32 to hidden states [B, T, D] after the final norm.
@@ -426,7 +426,7 @@ impl Model {
         let targets: Vec<i32> = windows.iter().flat_map(|w| &w[1..]).map(|id| *id as i32).collect();
         let hidden = self.states(windows)?;
         let targets = Array::from_slice(&targets, &[targets.len() as i32]);
-        let nll = kernels::token_nll(&hidden, &self.head_weight()?, &targets)?;
+        let nll = kernels::token_nll(&hidden, self.head_weight()?, &targets)?;
         mlx::eval([&nll])?;
         let nll = nll.try_as_slice::<f32>().map_err(|e| Error::Request(format!("losses cannot be read: {e}")))?;
         Ok(nll.chunks(len - 1).map(<[f32]>::to_vec).collect())

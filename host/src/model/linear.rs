@@ -184,7 +184,7 @@ impl Weight {
     }
 
     /// How the kernels read it; `None` where it is no one matrix.
-    fn operand(&self) -> Option<Operand<'_>> {
+    pub(crate) fn operand(&self) -> Option<Operand<'_>> {
         match &self.stored {
             Stored::Float(w) => Some(Operand::Float(w)),
             Stored::Packed(p) => Some(Operand::Packed(p)),

@@ -11,6 +11,7 @@
 use super::super::error::{Error, Result};
 use super::batches::Batch;
 use super::targets::Target;
+use crate::mlx::project::Operand;
 use crate::mlx::{self, Array, Context, kernels};
 use crate::model::{Model, Tap};
 use mlx_rs::error::Exception;
@@ -167,7 +168,7 @@ impl Pass<'_> {
             h = self.up(layer, layer + 1, &h, &self.arrays(layer, layer + 1))?;
             mlx::eval([&h])?;
         }
-        let loss = self.loss(&h, &self.model.head_weight()?, batch)?;
+        let loss = self.loss(&h, self.model.head_weight()?, batch, kernels::token_nll)?;
         Ok(f64::from(loss.try_item_cast::<f32>().map_err(|e| Error::Other(e.to_string()))?))
     }
 
@@ -207,7 +208,7 @@ impl Pass<'_> {
                 let (h, arrays) = p.split_last().ok_or_else(|| Exception::custom("no input"))?;
                 let h = self.up(from, to, h, arrays).map_err(|e| e.exception)?;
                 match last {
-                    true => Ok(vec![self.loss(&h, &head, batch).map_err(|e| e.exception)?]),
+                    true => Ok(vec![self.loss(&h, head, batch, kernels::token_nll_to_learn).map_err(|e| e.exception)?]),
                     false => Ok(vec![h]),
                 }
             };
@@ -229,14 +230,16 @@ impl Pass<'_> {
     }
 
     /// Summed loss of the targets that count.
-    fn loss(&self, h: &Array, head: &Array, batch: &Batch) -> mlx::Result<Array> {
+    fn loss(&self, h: &Array, head: Operand, batch: &Batch, nll: Nll) -> mlx::Result<Array> {
         let what = "the loss of a batch";
         let h = self.model.final_norm(h)?;
         let h = h.reshape(&[-1, h.dim(-1)]).context(what)?;
-        let nll = kernels::token_nll(&h, head, &batch.targets)?;
-        nll.multiply(&batch.mask).and_then(|x| x.sum(None)).context(what)
+        nll(&h, head, &batch.targets)?.multiply(&batch.mask).and_then(|x| x.sum(None)).context(what)
     }
 }
+
+/// Losses of hidden states under a head at targets.
+type Nll = fn(&Array, Operand, &Array) -> mlx::Result<Array>;
 
 #[cfg(test)]
 mod tests {
