@@ -1,8 +1,9 @@
 // Kullback-Leibler divergence between the next-token distributions of two hidden states under one head.
 //
-// Logits are linear in the hidden state: with m = sum over v of p[v] head[v], the mean of the head under p,
-//   KL(p | q) = sum p (x - y) + ln Z_q - ln Z_p = (h_p - h_q) . m_p + lse_q - lse_p,
-// and its gradient in h_q is m_q - m_p. So no two rows of logits are ever compared.
+// Logits x and y are linear in the hidden states: with m = sum over v of p[v] head[v], the mean of the head under p,
+//   KL(p | q) = sum p (x - y) + lse_q - lse_p = (h_p - h_q) . m_p + lse_q - lse_p,
+// and its gradient in h_q is m_q - m_p. So where the gradient is wanted the divergence comes for nothing, to the
+// rounding of logits (some 1e-6 nats). Alone it is found from both logits side by side, where that cancels.
 #include "head.h"
 
 namespace pk {
@@ -20,7 +21,9 @@ class Divergence : public Kernel {
     enc.dispatch([p = HeadProblem{x.data<float>(), x.shape(0), w}, q = HeadProblem{y.data<float>(), x.shape(0), w},
                   kl = out[0].data<float>(), d = gradient_ ? out[1].data<float>() : nullptr] {
       by_blocks(p, [&](const HeadProblem& part, int first) {
-        run(part, q.part(first, part.N), kl + first, d ? d + size_t(first) * size_t(p.D()) : nullptr);
+        const HeadProblem other = q.part(first, part.N);
+        if (d) learn(part, other, kl + first, d + size_t(first) * size_t(p.D()));
+        else divergences(part, other, kl + first);
       });
     });
   }
@@ -34,7 +37,7 @@ class Divergence : public Kernel {
   }
 
  private:
-  static void run(const HeadProblem& p, const HeadProblem& q, float* kl, float* gradient) {
+  static void learn(const HeadProblem& p, const HeadProblem& q, float* kl, float* gradient) {
     const size_t D = size_t(p.D()), rows = size_t(p.N);
     Scratch mean(rows * D);
     std::vector<RowStats> of_p(rows), of_q(rows);
@@ -45,8 +48,7 @@ class Divergence : public Kernel {
       for (size_t i = r * D; i < (r + 1) * D; i++) along += (double(p.hidden[i]) - q.hidden[i]) * mean.get(0)[i];
       const double up = double(of_q[r].max) - of_p[r].max;
       kl[r] = float(along + (up + std::log(of_q[r].sum / of_p[r].sum)));
-      if (gradient)
-        for (size_t i = r * D; i < (r + 1) * D; i++) gradient[i] -= mean.get(0)[i];
+      for (size_t i = r * D; i < (r + 1) * D; i++) gradient[i] -= mean.get(0)[i];
     }
   }
   MatrixLayout l_;

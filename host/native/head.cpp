@@ -87,6 +87,48 @@ ChunkStats chunk_stats(const HeadProblem& p, const int32_t* labels) {
   return s;
 }
 
+void divergences(const HeadProblem& p, const HeadProblem& q, float* kl) {
+  const Simd& k = simd();
+  const int nr = k.nr, panels = ceil_div(p.N, nr), chunks = p.chunks();
+  const size_t stride = size_t(panels) * size_t(nr), panel = size_t(nr) * size_t(p.D());
+  // of each chunk: largest logits of both, and three sums
+  std::vector<float> max(2 * size_t(chunks) * stride);
+  std::vector<double> sums(3 * size_t(chunks) * stride);
+  Scratch hidden(2 * size_t(panels) * panel);
+  float *of_p = hidden.get(0), *of_q = of_p + size_t(panels) * panel;
+  parallel(size_t(panels), [&](size_t j) {
+    const int first = int(j) * nr, rows = std::min(nr, p.N - first);
+    pack_hidden(p, first, rows, of_p + j * panel);
+    pack_hidden(q, first, rows, of_q + j * panel);
+  });
+  parallel(size_t(chunks), [&](size_t c) {
+    const int n = p.rows_of(int(c));
+    const float* chunk = decode(p, int(c));
+    float *x = scratch(1, 2 * size_t(n) * size_t(nr)), *y = x + size_t(n) * size_t(nr);
+    for (size_t j = 0; j < size_t(panels); j++) {
+      logits(p, n, chunk, of_p + j * panel, x, nr);
+      logits(p, n, chunk, of_q + j * panel, y, nr);
+      const size_t at = c * size_t(panels) + j;
+      float* m = &max[2 * at * size_t(nr)];
+      k.column_cross(x, y, nr, n, nr, m, m + nr, &sums[3 * at * size_t(nr)]);
+    }
+  });
+  for (int r = 0; r < p.N; r++) {
+    const size_t j = size_t(r / nr), i = size_t(r % nr), w = size_t(nr);
+    auto m = [&](int c, size_t side) { return double(max[2 * (size_t(c) * size_t(panels) + j) * w + side * w + i]); };
+    double mx = m(0, 0), my = m(0, 1), of_x = 0, of_y = 0, cross = 0;
+    for (int c = 1; c < chunks; c++) mx = std::max(mx, m(c, 0)), my = std::max(my, m(c, 1));
+    for (int c = 0; c < chunks; c++) {
+      const double* s = &sums[3 * (size_t(c) * size_t(panels) + j) * w + i];
+      const double by = std::exp(m(c, 0) - mx);
+      of_x += s[0] * by;
+      of_y += s[w] * std::exp(m(c, 1) - my);
+      cross += s[2 * w] * by;
+    }
+    kl[r] = float(cross / of_x + ((my - mx) + std::log(of_y / of_x)));
+  }
+}
+
 RowStats ChunkStats::join(const HeadProblem& p, int r) const {
   const size_t step = size_t(stride), row = size_t(r);
   RowStats j{max[row], top[row], 0, label[row]};
@@ -132,7 +174,7 @@ void mean_of_head(const HeadProblem& p, int32_t* labels, const Pick* pick, const
     float *max = scratch(3, 3 * w), *shrink = max + w, *label = shrink + w;
     std::vector<int32_t> place(w), top(w);
     std::vector<double> part(w), sum(w);
-    float* out = mean ? mean + size_t(r0) * size_t(D) : nullptr;
+    float* out = mean + size_t(r0) * size_t(D);
     pack_hidden(p, r0, rows, hidden);
     std::fill_n(max, w, -std::numeric_limits<float>::infinity());
     std::fill_n(label, w, 0.f);
@@ -157,14 +199,14 @@ void mean_of_head(const HeadProblem& p, int32_t* labels, const Pick* pick, const
         if (place[at] >= 0) {
           sum[at] *= std::exp(double(before[at]) - max[i]);
           top[at] = v0 + place[at];
-          if (c > 0 && out) k.scale_rows(out + at * size_t(D), D, 1, D, shrink + i);
+          if (c > 0) k.scale_rows(out + at * size_t(D), D, 1, D, shrink + i);
         }
         sum[at] += part[at];
       }
-      if (out) k.gemm(rows, D, n, {t, width, k.mr}, {chunk, D, k.nr}, false, out, D, c > 0);
+      k.gemm(rows, D, n, {t, width, k.mr}, {chunk, D, k.nr}, false, out, D, c > 0);
     }
     for (int i = 0; i < rows && stats; i++) stats[r0 + i] = {max[i], top[size_t(i)], sum[size_t(i)], label[i]};
-    for (int i = 0; i < rows && out; i++) {
+    for (int i = 0; i < rows; i++) {
       float* y = out + size_t(i) * size_t(D);
       const float by = float(1 / sum[size_t(i)]), all = scale ? scale[r0 + i] : 1;
       const int32_t v = labels ? labels[r0 + i] : 0;

@@ -57,10 +57,13 @@ struct Pick {
 };
 
 // mean[r] = sum over v of softmax(logits[r])[v] head[v], less head[labels[r]] where there are labels, all times
-// scale[r]; in one pass over the head (online softmax, Milakov & Gimelshein 2018). All pointers may
-// be null, `mean` too: statistics are then found in the very same way; a label outside the vocabulary makes its row NaN. No result depends on the number of threads.
+// scale[r]; in one pass over the head (online softmax, Milakov & Gimelshein 2018). All pointers but
+// `mean` may be null; a label outside the vocabulary makes its row NaN. No result depends on the number of threads.
 void mean_of_head(const HeadProblem& p, int32_t* labels, const Pick* pick, const float* scale, RowStats* stats,
                   float* mean);
+
+// kl[r] = KL(p | q) of the distributions of row r of both, by logits side by side: their rounding then cancels.
+void divergences(const HeadProblem& p, const HeadProblem& q, float* kl);
 
 // ---- from MLX
 // The head over evaluated arrays; floats are made row-contiguous.

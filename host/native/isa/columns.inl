@@ -49,6 +49,35 @@ static void column_exp(float* t, ptrdiff_t ld, int n, int w, float* max, int32_t
   }
 }
 
+static void column_cross(const float* x, const float* y, ptrdiff_t ld, int n, int w, float* max_x, float* max_y,
+                         double* sums) {
+  for (int c = 0; c < w; c += VL) {
+    vf mx = load(x + c), my = load(y + c);
+    for (int i = 1; i < n; i++) {
+      mx = vmax(load(x + i * ld + c), mx);
+      my = vmax(load(y + i * ld + c), my);
+    }
+    store(max_x + c, mx);
+    store(max_y + c, my);
+    for (int l = 0; l < VL; l++) sums[c + l] = sums[w + c + l] = sums[2 * w + c + l] = 0;
+    for (int i = 0; i < n; i += 64) {
+      const int end = n - i < 64 ? n : i + 64;
+      vf of_x = {}, of_y = {}, cross = {};
+      for (int j = i; j < end; j++) {
+        const vf a = load(x + j * ld + c), b = load(y + j * ld + c), e = vexp(a - mx);
+        of_x += e;
+        of_y += vexp(b - my);
+        cross += e * (a - b);
+      }
+      for (int l = 0; l < VL; l++) {
+        sums[c + l] += double(of_x[l]);
+        sums[w + c + l] += double(of_y[l]);
+        sums[2 * w + c + l] += double(cross[l]);
+      }
+    }
+  }
+}
+
 static void row_lse(const float* x, int n, float* max, int32_t* top, double* sum) {
   vf m = splat(-__builtin_inff());
   int i = 0;

@@ -75,6 +75,9 @@ struct Simd {
   // The same while t becomes exp(t - max), max carried on from block to block; top is -1 where it stays what it was.
   // shrink[c] is what earlier results of column c must be multiplied with.
   void (*column_exp)(float* t, ptrdiff_t ld, int n, int w, float* max, int32_t* top, double* sum, float* shrink);
+  // Per column: largest x and y, and sums[0..3][w] of exp(x - max), exp(y - max) and exp(x - max) (x - y).
+  void (*column_cross)(const float* x, const float* y, ptrdiff_t ld, int n, int w, float* max_x, float* max_y,
+                       double* sums);
   // Largest of x[n], its place, and sum of exp(x - max).
   void (*row_lse)(const float* x, int n, float* max, int32_t* top, double* sum);
 
