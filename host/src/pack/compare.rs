@@ -198,7 +198,6 @@ impl Course<'_> {
         let Some(first) = batches.first() else {
             return Err(Error::Other("there are no windows to score".into()));
         };
-        self.model.warm()?;
         for side in 0..self.sides.len() {
             self.enter(side);
             self.score(first)?;

@@ -141,7 +141,6 @@ impl Trainer {
     pub fn new(parts: Parts) -> Result<Trainer> {
         let Parts { mut model, options, rows, valid, from, policies } = parts;
         let targets = targets::choose(&options, model.config(), model.slices())?;
-        model.for_training();
         if options.fp16_base {
             model.round_to_float16()?;
         }
