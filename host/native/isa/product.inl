@@ -303,6 +303,16 @@ static void panel_of_columns(const Matrix& w, int k0, int count, int n0, int n1,
 #undef PK_CALL
 }
 
+template <class R>
+static void rows_of(const Decoder<R>& d, int n0, int n1, float* dst, ptrdiff_t ld) {
+  for (int n = n0; n < n1; n++, dst += ld) d.decode(n, 0, 0, d.w.K, dst);
+}
+static void rows(const Matrix& w, int n0, int n1, float* dst, ptrdiff_t ld) {
+#define PK_CALL(r) rows_of(Decoder<decltype(r)>{r, w}, n0, n1, dst, ld)
+  PK_FOR_KIND(w.kind, PK_CALL)
+#undef PK_CALL
+}
+
 // ---- x W for few rows: a stretch of each row of W is decoded in registers and added to all rows of the result
 template <class R, int MB, int STEPS>
 static void sum_tile(const Decoder<R>& d, int k0, const float* x, ptrdiff_t ldx, float* y, ptrdiff_t ldy, bool add) {

@@ -60,6 +60,8 @@ struct Simd {
   void (*panel_of_rows)(const Matrix& w, int n0, int count, int k0, int k1, float* dst);
   // dst[n - n0][nr] = W[n, k0 + i] for i < count <= nr, zeros beyond; k0 is a multiple of nr.
   void (*panel_of_columns)(const Matrix& w, int k0, int count, int n0, int n1, float* dst);
+  // dst[n - n0][ld] = W[n, :] for n0 <= n < n1, ld >= K. May write up to a vector beyond the last row.
+  void (*rows)(const Matrix& w, int n0, int n1, float* dst, ptrdiff_t ld);
   // y[m, j] (+)= sum_p x[m, p] b[p][j] for j < cols <= nr; b [K][nr].
   void (*strip)(int M, int cols, int K, const float* x, ptrdiff_t ldx, const float* b, float* y, ptrdiff_t ldy, bool add);
 
@@ -70,8 +72,14 @@ struct Simd {
   // ---- columns.inl: softmax along the columns of t[n, w] (row stride ld, w a multiple of the vector length)
   // Largest element, its row, and sum of exp(t - max) of each column; sums of at most 64 terms in float32.
   void (*column_lse)(const float* t, ptrdiff_t ld, int n, int w, float* max, int32_t* top, double* sum);
-  // t = exp(t - lse[column]) * ct[column]
-  void (*column_softmax)(float* t, ptrdiff_t ld, int n, int w, const float* lse, const float* ct);
+  // The same while t becomes exp(t - max), max carried on from block to block; top is -1 where it stays what it was.
+  // shrink[c] is what earlier results of column c must be multiplied with.
+  void (*column_exp)(float* t, ptrdiff_t ld, int n, int w, float* max, int32_t* top, double* sum, float* shrink);
+  // Per column: largest x and y, and sums[0..3][w] of exp(x - max), exp(y - max) and exp(x - max) (x - y).
+  void (*column_cross)(const float* x, const float* y, ptrdiff_t ld, int n, int w, float* max_x, float* max_y,
+                       double* sums);
+  // Largest of x[n], its place, and sum of exp(x - max).
+  void (*row_lse)(const float* x, int n, float* max, int32_t* top, double* sum);
 
   // ---- attention.inl (described there)
   void (*softmax_block)(float* t, ptrdiff_t ld, int n, int w, const int32_t* visible, float* max, float* sum,

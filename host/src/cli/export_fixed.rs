@@ -107,7 +107,7 @@ fn loads(interrupt: &Interrupt) -> impl FnOnce(&Path) -> Result<()> {
         if raised {
             return Err(Error::Stopped);
         }
-        Model::load(dir, &LoadOptions { dense_budget: Some(0), ..LoadOptions::default() })?;
+        Model::load(dir, &LoadOptions::default())?;
         Ok(())
     }
 }
@@ -128,7 +128,7 @@ fn dense(args: &ExportArgs, dir: &Path, interrupt: &Interrupt, g: &Global) -> an
     let share = manifest.as_ref().zip(levels.as_deref()).map(|(m, l)| share_of(m, l));
     let levels = manifest.as_ref().zip(levels).map(|(m, l)| m.named(&l));
     crate::pack::fuse::free(&args.out, dir, args.force)?;
-    let model = Model::load(dir, &LoadOptions { dense_budget: Some(0), levels, parked: false })?;
+    let model = Model::load(dir, &LoadOptions { levels, parked: false })?;
     let names: Vec<String> = model.slices().iter().map(|s| s.name.clone()).collect();
     let make = || -> Result<(Tally, u64)> {
         let mut fixed = Fixed::new(dir, names.iter().map(String::as_str), &args.out, args.force)?;
@@ -177,7 +177,7 @@ fn larger(args: &ExportArgs, dir: &Path, interrupt: &Interrupt, g: &Global) -> a
         );
     }
     let levels = Some(manifest.named(&manifest.planned()));
-    let mut model = Model::load(dir, &LoadOptions { dense_budget: Some(0), levels, parked: true })?;
+    let mut model = Model::load(dir, &LoadOptions { levels, parked: true })?;
     let names: Vec<String> = manifest.stored.iter().map(|s| s.name.clone()).collect();
     let make = || -> Result<(f64, u64)> {
         let mut fixed = Fixed::new(dir, names.iter().map(String::as_str), &args.out, args.force)?;

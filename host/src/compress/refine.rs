@@ -13,7 +13,7 @@
 use super::error::{Error, Result};
 use super::settings::Refinement;
 use super::work;
-use crate::mlx::{self, Array, Context};
+use crate::mlx::{self, Array, Context, kernels};
 use crate::model::{Level, Model, Tap};
 use crate::plastic::factor::Components;
 use mlx_rs::error::Exception;
@@ -24,8 +24,6 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 
-/// Rows whose logits are held at once.
-const ROWS: i32 = 256;
 /// Steps between two states on the disk.
 const KEEP: u32 = 16;
 /// Share of the learning rate that the schedule ends with.
@@ -261,29 +259,12 @@ impl Pass<'_> {
         let what = "the divergence of a batch";
         let flat = |h: &Array| h.reshape(&[-1, h.dim(-1)]).context(what);
         let (p, q) = (flat(base)?, flat(normed)?);
-        let (n, head) = (q.dim(0), self.model.head_weight()?);
-        let (mut kl, mut parts) = (0.0, Vec::new());
-        for from in (0..n).step_by(ROWS as usize) {
-            let to = n.min(from + ROWS);
-            let logits = |h: &Array| h.try_index((from..to, ..))?.matmul(head.transpose()?);
-            let shares = |l: &Array| {
-                let log = l.subtract(l.logsumexp_axis(-1, true)?)?;
-                Ok::<_, Exception>((log.exp()?, log))
-            };
-            let part = || {
-                let ((p, log_p), (q, log_q)) = (shares(&logits(&p)?)?, shares(&logits(&q)?)?);
-                let kl = p.multiply(log_p.subtract(log_q)?)?.sum(None)?;
-                let along = q.subtract(&p)?.matmul(&head)?.divide(Array::from_f32(n as f32))?;
-                Ok::<_, Exception>((kl, along))
-            };
-            let (sum, along) = part().context(what)?;
-            mlx::eval([&sum, &along])?;
-            let sum = sum.try_item_cast::<f32>().map_err(|e| Exception::custom(e.to_string())).context(what)?;
-            kl += f64::from(sum);
-            parts.push(along);
-        }
-        let along = mlx_rs::ops::concatenate(&parts, 0).and_then(|a| a.reshape(normed.shape())).context(what)?;
-        Ok((kl / f64::from(n), along))
+        let n = f64::from(q.dim(0).max(1));
+        let (kl, along) = kernels::divergence_to_learn(&p, &q, self.model.head_weight()?)?;
+        let along = along.divide(Array::from_f32(n as f32)).and_then(|a| a.reshape(normed.shape())).context(what)?;
+        mlx::eval([&kl, &along])?;
+        let rows = kl.try_as_slice::<f32>().map_err(|e| Exception::custom(e.to_string())).context(what)?;
+        Ok((rows.iter().map(|x| f64::from(*x)).sum::<f64>() / n, along))
     }
 }
 

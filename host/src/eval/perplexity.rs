@@ -39,7 +39,7 @@ pub struct Perplexity {
     pub tokens_per_second: f64,
     /// Seconds of all batches.
     pub seconds: f64,
-    /// Milliseconds of the first batch, which also makes float32 copies of weights.
+    /// Milliseconds of the first batch.
     pub first_batch_ms: f64,
     /// Most bytes that MLX held at once since the program began.
     pub peak_mlx_bytes: u64,

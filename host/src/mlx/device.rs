@@ -90,6 +90,7 @@ pub fn init() -> Result<DeviceInfo> {
     mlx_rs::memory::active_memory().context("starting MLX")?;
     let threads = threads()?;
     kernels::default_threads(threads);
+    super::memory::reuse();
     let kind = Device::try_default().and_then(|d| d.get_type()).context("asking MLX for its default device")?;
     let backend = match kind {
         DeviceType::Cpu => Backend::Cpu,

@@ -1,6 +1,7 @@
 //! The custom primitives against the composed operations and against plain float64 formulas.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use super::project::Operand;
 use super::{Array, composed, kernels};
 use mlx_rs::transforms::fallible_vjp as vjp;
 
@@ -111,11 +112,11 @@ fn token_nll_is_exact_to_two_millionths_of_a_nat() {
             .map(|(row, i)| nll64(row, &w, d as usize, ((i * 31 + 1) % v) as usize))
             .collect();
         everywhere(|set| {
-            let got = values(&kernels::token_nll(&hidden, &head, &targets).unwrap());
+            let got = values(&kernels::token_nll(&hidden, Operand::Float(&head), &targets).unwrap());
             let worst = got.iter().zip(&want).fold(0f64, |m, (g, w)| m.max((f64::from(*g) - w).abs()));
             assert!(worst < 2e-6, "{n}x{d}x{v} {set}: {worst:.2e} nats");
         });
-        let plain = values(&composed::token_nll(&hidden, &head, &targets).unwrap());
+        let plain = values(&composed::token_nll(&hidden, Operand::Float(&head), &targets).unwrap());
         for (g, w) in plain.iter().zip(&want) {
             assert!((f64::from(*g) - w).abs() < 2e-5, "composed {n}x{d}x{v}: {g} against {w}");
         }
@@ -132,26 +133,104 @@ fn token_nll_has_the_gradient_of_the_composed_loss() {
         same_with_gradients(
             &what,
             &inputs,
-            &|x| kernels::token_nll(&x[0], &head, &targets),
-            &|x| composed::token_nll(&x[0], &head, &targets),
+            &|x| kernels::token_nll(&x[0], Operand::Float(&head), &targets),
+            &|x| composed::token_nll(&x[0], Operand::Float(&head), &targets),
             5e-6,
         );
     }
 }
 
 #[test]
+fn a_quantised_head_gives_what_its_widened_form_gives() {
+    use super::quant::Packed;
+    for (bits, group_size, v, d) in [(8, 32, 1003, 96), (4, 64, 640, 128), (3, 32, 90, 64)] {
+        let packed =
+            Packed::affine(&random(&[v, d], 2.0 / (d as f32).sqrt(), 2), bits, group_size, super::Dtype::Float32)
+                .unwrap();
+        let wide = packed.dequantize().unwrap();
+        super::eval([&wide]).unwrap();
+        for n in [1, 16, 17, 70] {
+            let targets = Array::from_slice(&(0..n).map(|i| (i * 31 + 1) % v).collect::<Vec<_>>(), &[n]);
+            let inputs = [random(&[n, d], 1.0, 1)];
+            let what = format!("{bits} bits, {n}x{d}x{v}");
+            for nll in [kernels::token_nll, kernels::token_nll_to_learn] {
+                same_with_gradients(
+                    &what,
+                    &inputs,
+                    &|x| nll(&x[0], Operand::Packed(&packed), &targets),
+                    &|x| composed::token_nll(&x[0], Operand::Float(&wide), &targets),
+                    5e-6,
+                );
+            }
+            everywhere(|set| {
+                let plain = kernels::token_nll(&inputs[0], Operand::Packed(&packed), &targets).unwrap();
+                let learnt = kernels::token_nll_to_learn(&inputs[0], Operand::Packed(&packed), &targets).unwrap();
+                assert!(difference(&plain, &learnt) < 1e-6, "{what} {set}");
+            });
+        }
+    }
+}
+
+#[test]
+fn divergence_under_a_head_agrees_with_float64_and_so_does_its_gradient() {
+    for (n, d, v) in [(1, 8, 33), (40, 64, 1000), (70, 96, 4100)] {
+        let head = random(&[v, d], 3.0 / (d as f32).sqrt(), 2);
+        let wide = values(&head);
+        let logits = |h: &[f32]| -> Vec<f64> {
+            wide.chunks(d as usize).map(|w| w.iter().zip(h).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()).collect()
+        };
+        for change in [0.01, 1.0] {
+            let x = random(&[n, d], 1.0, 1);
+            let y = x.add(random(&[n, d], change, 3)).unwrap();
+            let (xs, ys) = (values(&x), values(&y));
+            let probabilities = |h: &[f32]| -> Vec<f64> {
+                let l = logits(h);
+                let max = l.iter().fold(f64::MIN, |m, x| m.max(*x));
+                let sum: f64 = l.iter().map(|x| (x - max).exp()).sum();
+                l.iter().map(|x| (x - max).exp() / sum).collect()
+            };
+            everywhere(|set| {
+                let (kl, grad) = kernels::divergence_to_learn(&x, &y, Operand::Float(&head)).unwrap();
+                let alone = kernels::divergence(&x, &y, Operand::Float(&head)).unwrap();
+                let (kl, learnt, grad) = (values(&alone), values(&kl), values(&grad));
+                let itself = kernels::divergence(&x, &x, Operand::Float(&head)).unwrap();
+                assert_eq!(values(&itself), vec![0.0; n as usize], "{set}");
+                for r in 0..n as usize {
+                    let row = r * d as usize..(r + 1) * d as usize;
+                    let (p, q) = (probabilities(&xs[row.clone()]), probabilities(&ys[row.clone()]));
+                    let want: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+                    assert!(
+                        (f64::from(kl[r]) - want).abs() < 3e-6 * (1.0 + want),
+                        "{set} {n} {d} {v}: {} {want}",
+                        kl[r]
+                    );
+                    assert!((f64::from(learnt[r]) - want).abs() < 1e-5 * (1.0 + want), "{set}: {} {want}", learnt[r]);
+                    for (i, g) in grad[row].iter().enumerate() {
+                        let want: f64 =
+                            (0..v as usize).map(|t| (q[t] - p[t]) * f64::from(wide[t * d as usize + i])).sum();
+                        assert!((f64::from(*g) - want).abs() < 2e-6, "{set} gradient {g} {want}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
 fn token_nll_marks_bad_targets_and_refuses_bad_shapes() {
     let (hidden, head) = (random(&[3, 8], 1.0, 1), random(&[10, 8], 1.0, 2));
-    let nll = values(&kernels::token_nll(&hidden, &head, &Array::from_slice(&[10, -1, 9], &[3])).unwrap());
+    let nll =
+        values(&kernels::token_nll(&hidden, Operand::Float(&head), &Array::from_slice(&[10, -1, 9], &[3])).unwrap());
     assert!(nll[0].is_nan() && nll[1].is_nan() && nll[2].is_finite());
-    for (targets, head) in
-        [(Array::from_slice(&[1, 2], &[2]), head), (Array::from_slice(&[1, 2, 3], &[3]), random(&[10, 7], 1.0, 2))]
-    {
-        let e = kernels::token_nll(&hidden, &head, &targets).unwrap_err().to_string();
+    for (targets, head) in [
+        (Array::from_slice(&[1, 2], &[2]), head.clone()),
+        (Array::from_slice(&[1, 2, 3], &[3]), random(&[10, 7], 1.0, 2)),
+    ] {
+        let e = kernels::token_nll(&hidden, Operand::Float(&head), &targets).unwrap_err().to_string();
         assert!(e.contains("[3, 8]"), "{e}");
     }
     let none =
-        kernels::token_nll(&random(&[0, 8], 1.0, 1), &random(&[10, 8], 1.0, 2), &Array::from_slice::<i32>(&[], &[0]));
+        kernels::token_nll(&random(&[0, 8], 1.0, 1), Operand::Float(&head), &Array::from_slice::<i32>(&[], &[0]));
     assert_eq!(none.unwrap().shape(), &[0]);
 }
 
@@ -162,7 +241,7 @@ fn fisher_labels_follow_the_softmax_and_the_gradient_is_of_the_drawn_label() {
     let row = random(&[1, d], 1.0, 1);
     let hidden = mlx_rs::ops::broadcast_to(&row, &[n, d]).unwrap();
     for sample in [kernels::fisher_head, composed::fisher_head] {
-        let (labels, grad) = sample(&hidden, &head, 7).unwrap();
+        let (labels, grad) = sample(&hidden, Operand::Float(&head), 7).unwrap();
         let labels = labels.try_as_slice::<i32>().unwrap().to_vec();
         let p = values(&mlx_rs::ops::softmax_axis(row.matmul(head.transpose().unwrap()).unwrap(), -1, true).unwrap());
         for (token, p) in p.iter().enumerate() {
@@ -171,7 +250,7 @@ fn fisher_labels_follow_the_softmax_and_the_gradient_is_of_the_drawn_label() {
             assert!((share - p).abs() < 4.5 * sd, "token {token}: share {share}, probability {p}");
         }
         let f = |x: &[Array]| {
-            composed::token_nll(&x[0], &head, &Array::from_slice(&labels, &[n]))
+            composed::token_nll(&x[0], Operand::Float(&head), &Array::from_slice(&labels, &[n]))
                 .map(|y| vec![y])
                 .map_err(|e| e.exception)
         };
@@ -185,7 +264,7 @@ fn fisher_draws_do_not_depend_on_threads_or_blocks() {
     let _guard = SETTINGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (hidden, head) = (random(&[150, 40], 1.0, 1), random(&[3000, 40], 0.5, 2));
     let draw = |h: &Array| {
-        let (labels, grad) = kernels::fisher_head(h, &head, 11).unwrap();
+        let (labels, grad) = kernels::fisher_head(h, Operand::Float(&head), 11).unwrap();
         (labels.try_as_slice::<i32>().unwrap().to_vec(), values(&grad))
     };
     let (labels, grad) = draw(&hidden);

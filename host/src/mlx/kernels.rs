@@ -10,6 +10,7 @@
 
 #[cfg(target_os = "linux")]
 use super::Context;
+use super::project::Operand;
 use super::{Array, Result, composed};
 use mlx_rs::error::Exception;
 
@@ -158,7 +159,7 @@ pub fn rope(x: &Array, dims: i32, traditional: bool, offset: i32, freqs: &Array)
     composed::rope(x, dims, traditional, offset, freqs)
 }
 
-/// Negative log-probability (nats) of each target: `hidden` [N, D], `head` [V, D], `targets` [N]
+/// Negative log-probability (nats) of each target: `hidden` [N, D], `head` [V, D] as it is stored, `targets` [N]
 /// integers below V. Result [N] float32; differentiable in `hidden`. The sum over the vocabulary is
 /// taken in float64 over blocks of at most 64 terms, and the [N, V] logits are never held at once.
 ///
@@ -167,12 +168,29 @@ pub fn rope(x: &Array, dims: i32, traditional: bool, offset: i32, freqs: &Array)
 ///
 /// # Errors
 /// When the shapes disagree.
-pub fn token_nll(hidden: &Array, head: &Array, targets: &Array) -> Result<Array> {
+pub fn token_nll(hidden: &Array, head: Operand, targets: &Array) -> Result<Array> {
+    nll(hidden, head, targets, false)
+}
+
+/// As [`token_nll`], for training: the gradient is found in the pass that finds the loss, where one of two of the
+/// products is needed anyway. A waste where the gradient is never asked for.
+///
+/// # Errors
+/// As [`token_nll`].
+pub fn token_nll_to_learn(hidden: &Array, head: Operand, targets: &Array) -> Result<Array> {
+    nll(hidden, head, targets, true)
+}
+
+fn nll(hidden: &Array, head: Operand, targets: &Array, ahead: bool) -> Result<Array> {
+    let _ = ahead;
     #[cfg(target_os = "linux")]
-    if native() {
+    if native() && head.is_known() {
+        let (mut w, mut layout) = (Vec::with_capacity(3), Vec::with_capacity(2));
+        head.flatten(&mut w, &mut layout);
+        let (h, t) = (hidden.as_ptr(), targets.as_ptr());
         return ffi::build(|[y], s, (err, len)| {
-            // SAFETY: live handles and pointers of this call.
-            unsafe { ffi::pk_token_nll(y, hidden.as_ptr(), head.as_ptr(), targets.as_ptr(), s, err, len) }
+            // SAFETY: live handles and buffers of this call; the layout is what `flatten` wrote.
+            unsafe { ffi::pk_token_nll(y, h, w.as_ptr(), w.len(), layout.as_ptr(), t, ahead, s, err, len) }
         })
         .map(|[y]| y)
         .context("scoring tokens");
@@ -190,12 +208,15 @@ pub fn token_nll(hidden: &Array, head: &Array, targets: &Array) -> Result<Array>
 ///
 /// # Errors
 /// When the shapes disagree.
-pub fn fisher_head(hidden: &Array, head: &Array, seed: u64) -> Result<(Array, Array)> {
+pub fn fisher_head(hidden: &Array, head: Operand, seed: u64) -> Result<(Array, Array)> {
     #[cfg(target_os = "linux")]
-    if native() {
+    if native() && head.is_known() {
+        let (mut w, mut layout) = (Vec::with_capacity(3), Vec::with_capacity(2));
+        head.flatten(&mut w, &mut layout);
+        let h = hidden.as_ptr();
         return ffi::build(|[labels, grad], s, (err, len)| {
-            // SAFETY: live handles and pointers of this call.
-            unsafe { ffi::pk_fisher_head(labels, grad, hidden.as_ptr(), head.as_ptr(), seed, s, err, len) }
+            // SAFETY: live handles and buffers of this call; the layout is what `flatten` wrote.
+            unsafe { ffi::pk_fisher_head(labels, grad, h, w.as_ptr(), w.len(), layout.as_ptr(), seed, s, err, len) }
         })
         .map(|[labels, grad]| (labels, grad))
         .context("sampling labels");
@@ -203,10 +224,52 @@ pub fn fisher_head(hidden: &Array, head: &Array, seed: u64) -> Result<(Array, Ar
     composed::fisher_head(hidden, head, seed)
 }
 
+/// Kullback-Leibler divergence, in nats, of the distribution that follows `of` [N, D] from the one that follows
+/// `reference` [N, D], both under `head` [V, D]: [N]. Exactly 0 where the rows are equal; rounding can take it a
+/// little below. Logits are never held.
+///
+/// # Errors
+/// When the shapes disagree.
+pub fn divergence(reference: &Array, of: &Array, head: Operand) -> Result<Array> {
+    #[cfg(target_os = "linux")]
+    if native() && head.is_known() {
+        let (mut w, mut layout) = (Vec::with_capacity(3), Vec::with_capacity(2));
+        head.flatten(&mut w, &mut layout);
+        let (p, q, none) = (reference.as_ptr(), of.as_ptr(), std::ptr::null_mut());
+        return ffi::build(|[kl], s, (err, len)| {
+            // SAFETY: as above; the divergence alone is asked for.
+            unsafe { ffi::pk_divergence(kl, none, p, q, w.as_ptr(), w.len(), layout.as_ptr(), s, err, len) }
+        })
+        .map(|[kl]| kl)
+        .context("comparing distributions");
+    }
+    composed::divergence_under(reference, of, head)
+}
+
+/// [`divergence`] and, row by row, its gradient [N, D] with respect to `of`.
+///
+/// # Errors
+/// When the shapes disagree.
+pub fn divergence_to_learn(reference: &Array, of: &Array, head: Operand) -> Result<(Array, Array)> {
+    #[cfg(target_os = "linux")]
+    if native() && head.is_known() {
+        let (mut w, mut layout) = (Vec::with_capacity(3), Vec::with_capacity(2));
+        head.flatten(&mut w, &mut layout);
+        let (p, q) = (reference.as_ptr(), of.as_ptr());
+        return ffi::build(|[kl, grad], s, (err, len)| {
+            // SAFETY: as above.
+            unsafe { ffi::pk_divergence(kl, grad, p, q, w.as_ptr(), w.len(), layout.as_ptr(), s, err, len) }
+        })
+        .map(|[kl, grad]| (kl, grad))
+        .context("comparing distributions");
+    }
+    composed::divergence_to_learn(reference, of, head)
+}
+
 /// `hidden` [N, D] fits `head` [V, D] and `targets` [N].
-pub(super) fn check_head(hidden: &Array, head: &Array, targets: Option<&Array>) -> std::result::Result<(), Exception> {
+pub(super) fn check_head(hidden: &Array, head: Operand, targets: Option<&Array>) -> std::result::Result<(), Exception> {
     let (x, w) = (hidden.shape(), head.shape());
-    if x.len() != 2 || w.len() != 2 || x[1] != w[1] || w[0] == 0 {
+    if x.len() != 2 || x[1] != w[1] || w[0] == 0 {
         return Err(Exception::custom(format!("hidden {x:?} must be [N, D] and head {w:?} [V, D]")));
     }
     match targets {

@@ -26,6 +26,25 @@ pub fn reset_peak() {
     let _ = mlx_rs::memory::reset_peak_memory();
 }
 
+/// Lets the C library keep what arrays give back, up to half a gibibyte, for the next ones: memory that comes anew
+/// from the system is cleared page by page, which costs a training step a tenth of its time.
+pub(super) fn reuse() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // malloc.h
+        const M_TRIM_THRESHOLD: std::ffi::c_int = -1;
+        const M_MMAP_THRESHOLD: std::ffi::c_int = -3;
+        unsafe extern "C" {
+            fn mallopt(param: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        // SAFETY: sets two numbers; what it refuses stays as it was. 32 MiB is the largest threshold it takes.
+        unsafe {
+            mallopt(M_MMAP_THRESHOLD, 32 << 20);
+            mallopt(M_TRIM_THRESHOLD, 512 << 20);
+        }
+    }
+}
+
 fn meminfo(field: &str) -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, field)
 }

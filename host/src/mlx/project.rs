@@ -54,8 +54,59 @@ impl Operand<'_> {
         }
     }
 
+    /// Its arrays, then kind, group and whether it is transposed: `MatrixLayout` of `native/projection.h`.
+    #[cfg(target_os = "linux")]
+    pub(super) fn flatten(&self, arrays: &mut Vec<mlx_sys::mlx_array>, layout: &mut Vec<i32>) {
+        match self {
+            Operand::Float(w) => {
+                arrays.push(w.as_ptr());
+                layout.extend([0, 0, 0]);
+            }
+            Operand::Packed(p) | Operand::Components(p) => {
+                arrays.extend(p.arrays().map(Array::as_ptr));
+                // `KIND_*` of native/isa/table.h
+                let kind = match p.scheme.mode {
+                    Mode::Affine => p.scheme.bits as i32,
+                    Mode::Mxfp4 => 40,
+                    Mode::Mxfp8 => 41,
+                    Mode::Nvfp4 => 42,
+                };
+                layout.extend([kind, p.scheme.group_size as i32, i32::from(matches!(self, Operand::Components(_)))]);
+            }
+        }
+    }
+
+    /// The matrix as float32.
+    ///
+    /// # Errors
+    /// Whatever MLX reports.
+    pub fn widened(&self) -> Result<Array> {
+        let what = "widening a weight";
+        match self {
+            Operand::Float(w) if w.dtype() == Dtype::Float32 => Ok((*w).clone()),
+            Operand::Float(w) => w.as_dtype(Dtype::Float32).context(what),
+            Operand::Packed(p) => p.dequantize()?.as_dtype(Dtype::Float32).context(what),
+            Operand::Components(p) => {
+                p.dequantize()?.as_dtype(Dtype::Float32).and_then(|w| w.transpose()).context(what)
+            }
+        }
+    }
+
+    /// [rows, cols].
+    pub fn shape(&self) -> [i32; 2] {
+        let of = |a: &Array| [0, 1].map(|i| a.shape().get(i).copied().unwrap_or(0));
+        match self {
+            Operand::Float(w) => of(w),
+            Operand::Packed(p) | Operand::Components(p) => {
+                let [rows, words] = of(&p.codes);
+                let cols = (i64::from(words) * 32 / i64::from(p.scheme.bits.max(1))) as i32;
+                if matches!(self, Operand::Components(_)) { [cols, rows] } else { [rows, cols] }
+            }
+        }
+    }
+
     /// `x Wᵀ` by MLX.
-    fn composed(&self, x: &Array) -> Result<Array> {
+    pub(super) fn composed(&self, x: &Array) -> Result<Array> {
         match self {
             Operand::Packed(p) => p.matmul(x),
             Operand::Components(p) => x.matmul(&p.dequantize()?).context("projection"),
@@ -96,23 +147,7 @@ impl<'a> Projection<'a> {
         let given = |x: bool| i32::from(x);
         layout.extend([given(self.base.is_some()), given(self.gain.is_some()), given(self.bias.is_some()), count]);
         for o in self.operands() {
-            match o {
-                Operand::Float(w) => {
-                    arrays.push(w.as_ptr());
-                    layout.extend([0, 0, 0]);
-                }
-                Operand::Packed(p) | Operand::Components(p) => {
-                    arrays.extend(p.arrays().map(Array::as_ptr));
-                    // `KIND_*` of native/isa/table.h
-                    let kind = match p.scheme.mode {
-                        Mode::Affine => p.scheme.bits as i32,
-                        Mode::Mxfp4 => 40,
-                        Mode::Mxfp8 => 41,
-                        Mode::Nvfp4 => 42,
-                    };
-                    layout.extend([kind, p.scheme.group_size as i32, given(matches!(o, Operand::Components(_)))]);
-                }
-            }
+            o.flatten(arrays, layout);
         }
         arrays.extend(self.gain.into_iter().chain(self.bias).map(Array::as_ptr));
     }

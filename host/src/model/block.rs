@@ -183,7 +183,7 @@ impl Block {
         let mut factors: [Vec<Thin>; PER_LAYER] = Default::default();
         let mut projections = [Projection::default(); PER_LAYER];
         for ((p, l), f) in projections.iter_mut().zip(&self.linears).zip(&mut factors) {
-            match l.projection(f) {
+            match l.projection(None, f) {
                 Some(known) if known.is_native() => *p = known,
                 _ => return Ok(None),
             }

@@ -10,15 +10,13 @@ use super::error::{Error, Result};
 use super::ladder::{self, Level, Levels};
 use super::linear::{Added, Factors, Linear, Weight};
 use super::weights::Weights;
+use crate::mlx::project::{Operand, Thin};
 use crate::mlx::{self, Array, Dtype, kernels};
 use std::path::Path;
 
 /// How to load a model.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Bytes for float32 copies of weights that the checkpoint has in another form; `None`: half of the
-    /// memory that is free. Copies make scoring on a CPU several times faster.
-    pub dense_budget: Option<u64>,
     /// How much of an elastic checkpoint is awake; `None`: as its `elastic.json` says ([`super::awake`]).
     pub levels: Option<Levels>,
     /// Whether components that sleep are loaded too, so that [`Model::set_level`] can wake them.
@@ -47,8 +45,6 @@ pub struct SliceMeta {
 pub struct Resident {
     /// Projections, embedding and head as the checkpoint has them.
     pub packed: u64,
-    /// Their float32 copies.
-    pub dense: u64,
     /// Factors in place of slices, components that sleep included.
     pub factors: u64,
     /// What packs add.
@@ -61,7 +57,7 @@ pub struct Resident {
 impl Resident {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.packed + self.dense + self.factors + self.packs + self.other
+        self.packed + self.factors + self.packs + self.other
     }
 }
 
@@ -88,9 +84,7 @@ impl Model {
     /// When the directory is no supported checkpoint, or is damaged; the message names file and tensor.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model> {
         let (mut config, checkpoint, levels) = awake::opened(dir, options.levels.as_ref())?;
-        // GPUs and our own kernels multiply quantised weights faster than float32 copies; MLX's CPU kernels do not.
-        let dense_is_faster = mlx::on_cpu() && !kernels::native();
-        let w = Weights::new(&checkpoint, &config, dense_is_faster)?.at(levels, options.parked);
+        let w = Weights::new(&checkpoint, &config)?.at(levels, options.parked);
         let tied = config.tie_word_embeddings.unwrap_or(!w.has("lm_head.weight"));
         let (v, d) = (config.vocab_size, config.hidden_size);
         let embedding = w.matrix("model.embed_tokens", v, d)?;
@@ -99,21 +93,7 @@ impl Model {
         let head = if tied { None } else { Some(w.matrix("lm_head", v, d)?) };
         w.no_others(tied)?;
         config.tie_word_embeddings = Some(tied);
-        let mut model =
-            Model { slices: slices(&blocks), shape: Shape::new(&config), config, embedding, blocks, norm, head };
-        model.allot(options.dense_budget.unwrap_or_else(|| mlx::memory::available().unwrap_or(0) / 2));
-        Ok(model)
-    }
-
-    /// Says which weights may keep a float32 copy: the head first, then layer after layer.
-    fn allot(&mut self, mut budget: u64) {
-        let head = self.head.as_mut().unwrap_or(&mut self.embedding);
-        let weights =
-            std::iter::once(head).chain(self.blocks.iter_mut().flat_map(|b| &mut b.linears).map(|l| &mut l.weight));
-        for w in weights {
-            w.keep_dense = w.dense_cost() <= budget;
-            budget -= if w.keep_dense { w.dense_cost() } else { 0 };
-        }
+        Ok(Model { slices: slices(&blocks), shape: Shape::new(&config), config, embedding, blocks, norm, head })
     }
 
     /// The configuration; `tie_word_embeddings` is resolved.
@@ -143,9 +123,15 @@ impl Model {
         Ok(w)
     }
 
-    /// Prepares the slices for being differentiated.
-    pub fn for_training(&mut self) {
-        self.blocks.iter_mut().flat_map(|b| &mut b.linears).for_each(|l| l.weight.for_training());
+    /// A slice as it runs, with factors on top: `x` [.., cols] to [.., rows], bias included.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    ///
+    /// # Panics
+    /// When `slice` is no index into [`Model::slices`].
+    pub fn project_with(&self, slice: usize, more: Thin, x: &Array) -> mlx::Result<Array> {
+        self.linear(slice).apply_with(Some(more), x, None)
     }
 
     /// Dequantises every quantised slice and rounds it to float16, in memory only.
@@ -165,17 +151,6 @@ impl Model {
     /// When `slice` is no index into [`Model::slices`].
     pub fn scheme(&self, slice: usize) -> Option<crate::mlx::quant::Scheme> {
         self.linear(slice).scheme()
-    }
-
-    /// Makes the float32 copies that scoring would make, so that they do not count as its time.
-    ///
-    /// # Errors
-    /// When MLX fails.
-    pub fn warm(&self) -> Result<()> {
-        for l in self.blocks.iter().flat_map(|b| &b.linears) {
-            l.warm()?;
-        }
-        Ok(())
     }
 
     /// What an elastic checkpoint stores of a slice and is in memory; `None` for a weight alone.
@@ -374,13 +349,12 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// The head [V, D] float32: `lm_head`, or the embedding when tied. Kept after the first call when
-    /// the memory budget allows.
+    /// The head [V, D] as it is stored: `lm_head`, or the embedding when tied.
     ///
     /// # Errors
-    /// Whatever MLX reports.
-    pub fn head_weight(&self) -> Result<Array> {
-        Ok(self.head().dense()?)
+    /// When it is stored as no one matrix.
+    pub fn head_weight(&self) -> Result<Operand<'_>> {
+        self.head().operand().ok_or_else(|| Error::Request("the head is stored as no one matrix".into()))
     }
 
     /// Token ids [B, T] int32 to hidden states [B, T, D] after the final norm.
@@ -461,7 +435,7 @@ impl Model {
         let targets: Vec<i32> = windows.iter().flat_map(|w| &w[1..]).map(|id| *id as i32).collect();
         let hidden = self.states(windows)?;
         let targets = Array::from_slice(&targets, &[targets.len() as i32]);
-        let nll = kernels::token_nll(&hidden, &self.head_weight()?, &targets)?;
+        let nll = kernels::token_nll(&hidden, self.head_weight()?, &targets)?;
         mlx::eval([&nll])?;
         let nll = nll.try_as_slice::<f32>().map_err(|e| Error::Request(format!("losses cannot be read: {e}")))?;
         Ok(nll.chunks(len - 1).map(<[f32]>::to_vec).collect())
@@ -482,20 +456,11 @@ impl Model {
         Ok(self.hidden(&Array::from_slice(&ids, &[b, t]), None)?.reshape(&[b * t, -1])?)
     }
 
-    /// Bytes held in memory while long texts are scored: with the float32 copies of weights that makes.
-    pub fn resident_scoring(&self) -> u64 {
-        let r = self.resident();
-        let linears = self.blocks.iter().flat_map(|b| &b.linears).map(Linear::copy_bytes);
-        r.total() - r.dense + self.head().copy_bytes() + linears.sum::<u64>()
-    }
-
     /// Bytes held in memory.
     pub fn resident(&self) -> Resident {
         let mut r = Resident { other: self.norm.nbytes() as u64, ..Resident::default() };
         let mut count = |w: &Weight| {
-            let (packed, dense) = w.nbytes();
-            r.packed += packed;
-            r.dense += dense;
+            r.packed += w.nbytes();
         };
         count(&self.embedding);
         self.head.iter().for_each(&mut count);

@@ -1,15 +1,15 @@
 //! How far the next-token distributions of two states of one model are apart.
 //!
 //! The hidden states come from the caller, who alone knows how to put the model into one state and the
-//! other; the head belongs to neither. Logits are held for a bounded number of rows at a time.
+//! other; the head belongs to neither. Logits are never held.
 
 use super::decoder::Model;
 use super::error::{Error, Result};
-use crate::mlx::{self, Array, composed};
+use crate::mlx::{self, Array, kernels};
 use mlx_rs::ops::indexing::TryIndexOp;
 
-/// Logits of one of the two that are held at once: 64 MiB in float32.
-const LOGITS: usize = 1 << 24;
+/// Rows that are compared between two questions whether to go on.
+const ROWS: usize = 1024;
 
 impl Model {
     /// KL(reference ‖ of) in nats, row by row, from hidden states [N, D] of both ([`Model::states`]): the sum
@@ -24,18 +24,17 @@ impl Model {
         of: &Array,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Vec<f32>>> {
-        let (n, rows) = (reference.dim(0), (LOGITS / self.config().vocab_size.max(1)).max(1));
         if reference.shape() != of.shape() {
             return Err(Error::Request(format!("states {:?} and {:?} differ in shape", reference.shape(), of.shape())));
         }
+        let n = reference.dim(0);
         let mut out = Vec::with_capacity(n as usize);
-        for from in (0..n).step_by(rows) {
+        for from in (0..n).step_by(ROWS) {
             if !go_on() {
                 return Ok(None);
             }
-            let to = n.min(from.saturating_add(rows as i32));
-            let logits = |h: &Array| self.logits(&h.try_index((from..to, ..))?);
-            let part = composed::divergence(&logits(reference)?, &logits(of)?)?;
+            let some = |h: &Array| h.try_index((from..n.min(from + ROWS as i32), ..));
+            let part = kernels::divergence(&some(reference)?, &some(of)?, self.head_weight()?)?;
             mlx::eval([&part])?;
             let part = part
                 .try_as_slice::<f32>()

@@ -1,20 +1,14 @@
 //! One projection: its weight in the form the checkpoint has it, or low-rank factors in its place.
 //!
-//! `y = x Wᵀ + b`. A quantised weight stays quantised. With many rows of x a CPU multiplies a float32
-//! copy much faster, so such a copy is made when first needed and kept when the memory budget allows;
-//! otherwise it is made for each use. Either way the same numbers are multiplied in the same order: which
-//! path runs depends on the number of rows alone, never on what happens to be cached, so that outputs
-//! after sleeping and waking are those from before, bit for bit.
+//! `y = x Wᵀ + b`. A quantised weight is multiplied as it is: the kernels of [`crate::mlx::project`] decode it on the
+//! way, and MLX's on GPUs do too. What sleeps is put aside and never changed, so that outputs after sleeping and
+//! waking are those from before, bit for bit.
 
 use super::ladder::{self, Ladder, Level, Part};
 use super::pivot::Pivoted;
 use crate::mlx::project::{Operand, Projection, Thin};
 use crate::mlx::quant::{Packed, Scheme};
 use crate::mlx::{self, Array, Context, Dtype};
-use std::cell::OnceCell;
-
-/// Up to this many rows of x a quantised weight is multiplied as it is (decoding); above, its float32 copy.
-pub(crate) const FEW_ROWS: usize = 32;
 
 /// Low-rank stand-in for a slice: `y = (x Bᵀ) Aᵀ (+ bias)`.
 #[derive(Clone, Debug)]
@@ -70,24 +64,17 @@ pub(crate) enum Stored {
     Absent,
 }
 
-/// A matrix [rows, cols] of the base with its optional float32 copy.
+/// A matrix [rows, cols] of the base.
 #[derive(Debug)]
 pub(crate) struct Weight {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     stored: Stored,
-    /// Whether a float32 copy may be kept.
-    pub(crate) keep_dense: bool,
-    /// Whether this device multiplies a quantised weight faster from a float32 copy.
-    dense_is_faster: bool,
-    /// Up to so many rows of x the quantised weight is multiplied all the same.
-    few_rows: usize,
-    dense: OnceCell<Array>,
 }
 
 impl Weight {
-    pub(crate) fn new(stored: Stored, rows: usize, cols: usize, dense_is_faster: bool) -> Weight {
-        Weight { rows, cols, stored, keep_dense: false, dense_is_faster, few_rows: FEW_ROWS, dense: OnceCell::new() }
+    pub(crate) fn new(stored: Stored, rows: usize, cols: usize) -> Weight {
+        Weight { rows, cols, stored }
     }
 
     /// The quantised weight; `None` for floats.
@@ -106,43 +93,6 @@ impl Weight {
         }
     }
 
-    /// Bytes of a float32 copy, 0 when the weight is float32 as it is.
-    pub(crate) fn dense_cost(&self) -> u64 {
-        match &self.stored {
-            Stored::Float(w) if w.dtype() == Dtype::Float32 => 0,
-            // Its two thin products are what it saves by.
-            Stored::Pivoted(_) | Stored::Absent => 0,
-            _ => 4 * (self.rows * self.cols) as u64,
-        }
-    }
-
-    /// The weight as float32 [rows, cols]; kept for the next time when it may be.
-    pub(crate) fn dense(&self) -> mlx::Result<Array> {
-        if let Some(w) = self.dense.get() {
-            return Ok(w.clone());
-        }
-        let w = self.widened()?;
-        if self.keep_dense && self.dense_cost() > 0 {
-            // Evaluated now: a lazy copy would keep what it was made from alive in every graph that uses it.
-            mlx::eval([&w])?;
-            return Ok(self.dense.get_or_init(|| w).clone());
-        }
-        Ok(w)
-    }
-
-    /// Bytes of the float32 copy that will be used and kept, 0 where there will be none.
-    pub(crate) fn copy_bytes(&self) -> u64 {
-        if self.keep_dense && self.dense_is_faster { self.dense_cost() } else { 0 }
-    }
-
-    /// Makes the float32 copy, where one will be used and kept.
-    pub(crate) fn warm(&self) -> mlx::Result<()> {
-        if self.keep_dense && self.dense_is_faster {
-            self.dense()?;
-        }
-        Ok(())
-    }
-
     /// The weight as float32, not kept.
     pub(crate) fn widened(&self) -> mlx::Result<Array> {
         match &self.stored {
@@ -154,19 +104,12 @@ impl Weight {
         }
     }
 
-    /// Multiplies a float32 copy for any number of rows, where that is faster at all: the way back through a
-    /// quantised product is slow on a CPU.
-    pub(crate) fn for_training(&mut self) {
-        self.few_rows = 0;
-    }
-
     /// Rounds a quantised weight to float16 and forgets the quantised one.
     pub(crate) fn round_to_float16(&mut self) -> mlx::Result<()> {
         if let Stored::Packed(p) = &self.stored {
             let w = p.dequantize()?.as_dtype(Dtype::Float16).context("rounding a weight")?;
             mlx::eval([&w])?;
             self.stored = Stored::Float(w);
-            self.drop_dense();
         }
         Ok(())
     }
@@ -175,28 +118,17 @@ impl Weight {
     pub(crate) fn apply(&self, x: &Array) -> mlx::Result<Array> {
         match &self.stored {
             Stored::Pivoted(p) => p.apply(x),
-            _ => {
-                let copy = self.copy(x)?;
-                let base = copy.as_ref().map(Operand::Float).or(self.operand());
-                Projection { base, ..Projection::default() }.apply(x, None)
-            }
+            _ => Projection { base: self.operand(), ..Projection::default() }.apply(x, None),
         }
     }
 
     /// How the kernels read it; `None` where it is no one matrix.
-    fn operand(&self) -> Option<Operand<'_>> {
+    pub(crate) fn operand(&self) -> Option<Operand<'_>> {
         match &self.stored {
             Stored::Float(w) => Some(Operand::Float(w)),
             Stored::Packed(p) => Some(Operand::Packed(p)),
             Stored::Pivoted(_) | Stored::Absent => None,
         }
-    }
-
-    /// The float32 copy to multiply `x` with, where there should be one.
-    fn copy(&self, x: &Array) -> mlx::Result<Option<Array>> {
-        let rows = x.size() / self.cols.max(1);
-        let copied = self.dense_is_faster && rows > self.few_rows && self.operand().is_some();
-        copied.then(|| self.dense()).transpose()
     }
 
     /// Rows by index (int32, checked by the caller), float32: [.., cols].
@@ -220,20 +152,15 @@ impl Weight {
         matches!(self.stored, Stored::Pivoted(_))
     }
 
-    /// Gives a kept copy back.
-    pub(crate) fn drop_dense(&mut self) {
-        self.dense = OnceCell::new();
-    }
-
-    /// Bytes as stored, and of the copy.
-    pub(crate) fn nbytes(&self) -> (u64, u64) {
+    /// Bytes as stored.
+    pub(crate) fn nbytes(&self) -> u64 {
         let stored = match &self.stored {
             Stored::Float(w) => w.nbytes(),
             Stored::Packed(p) => p.arrays().map(Array::nbytes).sum(),
             Stored::Pivoted(p) => p.arrays().into_iter().map(Array::nbytes).sum(),
             Stored::Absent => 0,
         };
-        (stored as u64, self.dense.get().map_or(0, |w| w.nbytes() as u64))
+        stored as u64
     }
 }
 
@@ -267,25 +194,35 @@ impl Linear {
 
     /// `x` [.., cols] to [.., rows], plus `residual` of the result's shape.
     pub(crate) fn apply(&self, x: &Array, residual: Option<&Array>) -> mlx::Result<Array> {
-        let mut factors = Vec::with_capacity(2);
-        match self.projection(&mut factors) {
-            None => self.onto(self.weight.apply(x)?, x, residual),
-            Some(mut p) => {
-                let copy = if p.base.is_some() { self.weight.copy(x)? } else { None };
-                p.base = copy.as_ref().map(Operand::Float).or(p.base);
-                p.apply(x, residual)
-            }
+        self.apply_with(None, x, residual)
+    }
+
+    /// The same with `more` factors on top.
+    pub(crate) fn apply_with(&self, more: Option<Thin>, x: &Array, residual: Option<&Array>) -> mlx::Result<Array> {
+        let mut factors = Vec::with_capacity(3);
+        if let Some(p) = self.projection(more, &mut factors) {
+            return p.apply(x, residual);
+        }
+        let y = self.onto(self.weight.apply(x)?, x, residual)?;
+        match more {
+            None => Ok(y),
+            Some(more) => Projection { factors: &[more], ..Projection::default() }.apply(x, Some(&y)),
         }
     }
 
     /// All of it as one operation; `None` for a weight that is not one matrix. `factors` is where its factors go.
-    pub(crate) fn projection<'a>(&'a self, factors: &'a mut Vec<Thin<'a>>) -> Option<Projection<'a>> {
+    pub(crate) fn projection<'a>(
+        &'a self,
+        more: Option<Thin<'a>>,
+        factors: &'a mut Vec<Thin<'a>>,
+    ) -> Option<Projection<'a>> {
         let base = self.weight.operand();
         if self.weight_runs() && base.is_none() {
             return None;
         }
         factors.extend(self.factors.as_ref().map(Factors::thin).or(self.part.as_ref().map(Part::thin)));
         factors.extend(self.added.as_ref().map(|a| a.factors.thin()));
+        factors.extend(more);
         Some(Projection {
             base: base.filter(|_| self.weight_runs()),
             factors,
@@ -336,16 +273,6 @@ impl Linear {
         if self.part.is_some() { None } else { self.weight.scheme() }
     }
 
-    /// Bytes of the float32 copy of its weight that scoring will make.
-    pub(crate) fn copy_bytes(&self) -> u64 {
-        if self.weight_runs() { self.weight.copy_bytes() } else { 0 }
-    }
-
-    /// Makes the float32 copy, where one will be used and kept.
-    pub(crate) fn warm(&self) -> mlx::Result<()> {
-        if self.weight_runs() { self.weight.warm() } else { Ok(()) }
-    }
-
     /// What the checkpoint stores of it; `None` where that is the weight alone.
     pub(crate) fn stored(&self) -> Option<ladder::Stored> {
         let l = self.ladder.as_ref()?;
@@ -366,9 +293,6 @@ impl Linear {
             Level::Dense => None,
             Level::Rank(r) => Some(ladder.first(r)?),
         };
-        if self.part.is_some() && !ladder.repairs {
-            self.weight.drop_dense();
-        }
         Ok(())
     }
 
@@ -381,11 +305,8 @@ impl Linear {
         self.factors.as_ref()
     }
 
-    /// Puts factors in the weight's place, or takes them away. The float32 copy is not needed meanwhile.
+    /// Puts factors in the weight's place, or takes them away.
     pub(crate) fn set_factors(&mut self, factors: Option<Factors>) {
-        if factors.is_some() {
-            self.weight.drop_dense();
-        }
         self.factors = factors;
     }
 }

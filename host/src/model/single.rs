@@ -45,7 +45,7 @@ pub fn read(dir: &Path, module: &str) -> Result<Single> {
             ));
         }
     };
-    let weight = Weights::new(&checkpoint, &config, false)?.matrix(module, rows, expected)?;
+    let weight = Weights::new(&checkpoint, &config)?.matrix(module, rows, expected)?;
     let dense = weight.widened()?;
     mlx::eval([&dense])?;
     let parts = ["weight", "scales", "biases"].map(|p| checkpoint.info(&format!("{module}.{p}")));

@@ -128,7 +128,7 @@ type Form<'a> = Vec<Box<dyn Fn(&Array) -> mlx::Result<Array> + 'a>>;
 /// Dense and factored in float32, the same in 8 bits, and stored.
 fn forms<'a>(model: &'a Model, slices: &[usize], shape: &Shape) -> Result<[Form<'a>; 5]> {
     let (m, n, r) = (shape.m as usize, shape.n as usize, shape.rank as usize);
-    let plain = |stored, faster| Linear::new(Weight::new(stored, m, n, faster), None);
+    let plain = |stored| Linear::new(Weight::new(stored, m, n), None);
     let packed = |w: &Array| Packed::affine(w, 8, GROUP, Dtype::Float16);
     let mut forms: [Form; 5] = Default::default();
     let [dense, factored, dense_8bit, factored_8bit, stored] = &mut forms;
@@ -136,19 +136,18 @@ fn forms<'a>(model: &'a Model, slices: &[usize], shape: &Shape) -> Result<[Form<
         let w = model.dense_weight(*slice)?;
         let (left, b) = (drawn(r, shape.m, 2 * slice)?, drawn(r, shape.n, 2 * slice + 1)?);
         if shape.m.is_multiple_of(GROUP) && shape.n.is_multiple_of(GROUP) {
-            let mut whole = plain(Stored::Packed(packed(&w)?), mlx::on_cpu());
-            whole.weight.keep_dense = true;
+            let whole = plain(Stored::Packed(packed(&w)?));
             let ladder = Ladder::new(Vectors::Packed(packed(&left)?), Vectors::Packed(packed(&b)?), false);
-            let mut low_rank = plain(Stored::Absent, false).with_ladder(Some(ladder));
+            let mut low_rank = plain(Stored::Absent).with_ladder(Some(ladder));
             low_rank.set_level(Level::Rank(shape.rank))?;
             dense_8bit.push(Box::new(move |x| whole.apply(x, None)));
             factored_8bit.push(Box::new(move |x| low_rank.apply(x, None)));
         }
         let a = left.transpose().and_then(|a| a.contiguous()).context("turning factors")?;
         mlx::eval([&a])?;
-        let mut low_rank = plain(Stored::Absent, false);
+        let mut low_rank = plain(Stored::Absent);
         low_rank.set_factors(Some(Factors { a, b }));
-        let whole = plain(Stored::Float(w), false);
+        let whole = plain(Stored::Float(w));
         dense.push(Box::new(move |x| whole.apply(x, None)));
         factored.push(Box::new(move |x| low_rank.apply(x, None)));
         let own = model.linear(*slice);

@@ -24,16 +24,15 @@ pub(crate) struct Weights<'a> {
     config: &'a Config,
     arrays: HashMap<String, Array>,
     used: RefCell<BTreeSet<String>>,
-    dense_is_faster: bool,
     levels: Levels,
     parked: bool,
 }
 
 impl<'a> Weights<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, config: &'a Config, dense_is_faster: bool) -> Result<Self> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, config: &'a Config) -> Result<Self> {
         let arrays = checkpoint.arrays()?;
         let (used, levels) = (RefCell::default(), Levels::new());
-        Ok(Weights { checkpoint, config, arrays, used, dense_is_faster, levels, parked: false })
+        Ok(Weights { checkpoint, config, arrays, used, levels, parked: false })
     }
 
     /// Wakes so much of slices stored as components; with `parked` the rest of them is loaded too.
@@ -58,7 +57,7 @@ impl<'a> Weights<'a> {
         let bias = bias.then(|| self.vector(&format!("{module}.bias"), rows)).transpose()?;
         if self.has(&format!("{module}.pivot.rows")) {
             let stored = Stored::Pivoted(self.pivoted(module, rows, cols)?);
-            return Ok(Linear::new(Weight::new(stored, rows, cols, self.dense_is_faster), bias));
+            return Ok(Linear::new(Weight::new(stored, rows, cols), bias));
         }
         let kind = ["ladder", "repair"].into_iter().find(|k| {
             let a = format!("{module}.{k}.a");
@@ -108,7 +107,7 @@ impl<'a> Weights<'a> {
                 for part in ["weight", "scales", "biases"].map(|p| format!("{module}.{p}")) {
                     self.used.borrow_mut().insert(part);
                 }
-                Weight::new(Stored::Absent, rows, cols, self.dense_is_faster)
+                Weight::new(Stored::Absent, rows, cols)
             }
         };
         let mut linear = Linear::new(weight, bias).with_ladder(Some(ladder));
@@ -176,7 +175,7 @@ impl<'a> Weights<'a> {
                 Stored::Float(w)
             }
         };
-        Ok(Weight::new(stored, rows, cols, self.dense_is_faster))
+        Ok(Weight::new(stored, rows, cols))
     }
 
     /// Refuses tensors that nothing asked for: then the configuration describes another model.

@@ -198,7 +198,6 @@ impl Course<'_> {
         let Some(first) = batches.first() else {
             return Err(Error::Other("there are no windows to score".into()));
         };
-        self.model.warm()?;
         for side in 0..self.sides.len() {
             self.enter(side);
             self.score(first)?;
@@ -250,7 +249,7 @@ impl Course<'_> {
             return Err(Error::Other(format!("token id {id} is not in the vocabulary of {vocabulary} ids")));
         }
         let targets = Array::from_slice(&targets, &[targets.len() as i32]);
-        let nll = kernels::token_nll(&states, &self.model.head_weight()?, &targets)?;
+        let nll = kernels::token_nll(&states, self.model.head_weight()?, &targets)?;
         mlx::eval([&nll])?;
         let nll = nll.try_as_slice::<f32>().map_err(|e| Error::Other(format!("losses cannot be read: {e}")))?;
         Ok((states, nll.to_vec()))

@@ -288,7 +288,7 @@ fn backward(
 ) -> Result<()> {
     let what = "gradients for the Fisher metric";
     let normed = model.final_norm(last)?;
-    let (_, dhidden) = kernels::fisher_head(&flat(&normed).context(what)?, &model.head_weight()?, pass.seed)?;
+    let (_, dhidden) = kernels::fisher_head(&flat(&normed).context(what)?, model.head_weight()?, pass.seed)?;
     let dhidden = dhidden.reshape(normed.shape()).context(what)?;
     let through_norm = |p: &[Array]| Ok(vec![model.final_norm(&p[0]).map_err(|e| e.exception)?]);
     let (_, back) =

@@ -159,7 +159,7 @@ fn prepare(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Re
     };
     let before =
         if args.no_eval { None } else { Some(score(model, &windows, args, interrupt, g, "scoring the base")?) };
-    let memory = model.resident_scoring();
+    let memory = model.resident().total();
     let settings = Settings {
         base: BaseRecord { id: base.id.clone(), sha256, bytes: weight_bytes(&dir)?, dir },
         mode: args.mode,
@@ -280,7 +280,7 @@ fn go(args: &CompressArgs, interrupt: &Interrupt, g: &Global) -> anyhow::Result<
                 }
             }
         }
-        memory_after = model.resident_scoring();
+        memory_after = model.resident().total();
         Ok(())
     });
     let manifest = match (manifest, failed) {

@@ -151,7 +151,7 @@ fn summary(args: &InspectArgs, m: &Manifest, facts: &Inspection) {
                 show::megabytes(b.disk_awake),
                 show::megabytes(b.disk_parked)
             );
-            say!("in memory   {} as loaded; scoring adds float32 copies of what is dense", show::megabytes(b.memory));
+            say!("in memory   {} as loaded", show::megabytes(b.memory));
         }
         None => say!("on disk     {}", show::megabytes(facts.disk)),
     }

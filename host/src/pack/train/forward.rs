@@ -1,9 +1,9 @@
 //! The loss of a batch and its gradient with respect to the adapters.
 //!
-//! The base is frozen, so a gradient is needed of A, B and the magnitudes alone. Layer by layer: on the way up
-//! only what goes into each layer is kept; on the way back the layer is computed again and differentiated at once
-//! (gradient checkpointing, Chen et al. 2016), so memory holds the insides of one layer. Without `recompute` the
-//! whole model is one such segment. Layers below the first adapter are never differentiated.
+//! The base is frozen, so a gradient is needed of A, B and the magnitudes alone. The insides of as many layers as
+//! there is memory for are kept, from the last one down. Of each layer below only what goes into it is kept; on the
+//! way back the layer is computed again and differentiated at once (gradient checkpointing, Chen et al. 2016). Layers
+//! below the first adapter are never differentiated.
 //!
 //! The same way back also gives, in the place of gradients of A and B, those of a factor for each component at each
 //! token, which say what a component is worth.
@@ -11,7 +11,9 @@
 use super::super::error::{Error, Result};
 use super::batches::Batch;
 use super::targets::Target;
+use crate::mlx::project::{Operand, Projection, Thin};
 use crate::mlx::{self, Array, Context, kernels};
+use crate::model::config::Config;
 use crate::model::{Model, Tap};
 use mlx_rs::error::Exception;
 use mlx_rs::transforms::fallible_vjp;
@@ -48,8 +50,8 @@ pub struct Pass<'a> {
     pub norms: &'a [Option<Array>],
     /// Share of inputs dropped, and the seed of this batch.
     pub dropout: Option<(f32, u64)>,
-    /// Keep only the inputs of layers.
-    pub recompute: bool,
+    /// Bytes for the insides of layers, which are computed again where they do not fit; the last layer's always do.
+    pub kept: u64,
     /// In the place of A and B, a factor for each component at each token is what is differentiated.
     pub gates: Option<&'a [Gated]>,
 }
@@ -80,6 +82,7 @@ impl Tap for Adapted<'_> {
         let Ok(n) = self.pass.targets[self.first..].binary_search_by_key(&slice, |t| t.position) else { return Ok(y) };
         let Some(&at) = self.at.get(n) else { return Ok(y) };
         let target = self.first + n;
+        let dry = self.pass.dropout.is_none();
         let x = self.pass.dropped(x, self.pass.targets[target].group)?;
         let scale = Array::from_f32(self.pass.scales[target]);
         if let Some(gated) = self.pass.gates.and_then(|g| g.get(target)) {
@@ -90,8 +93,16 @@ impl Tap for Adapted<'_> {
         if a.size() == 0 {
             return Ok(y);
         }
-        let low = x.matmul(b.transpose()?)?.multiply(scale)?.matmul(a.transpose()?).context(what)?;
-        let Some(norm) = &self.pass.norms[target] else { return y.add(low).context(what) };
+        let a = a.multiply(scale).context(what)?;
+        let thin = Thin { a: Operand::Float(&a), b: Operand::Float(b) };
+        let Some(norm) = &self.pass.norms[target] else {
+            // One operation with the base's own product where both read the same inputs: `y` is then never computed.
+            return match dry {
+                true => self.pass.model.project_with(slice, thin, &x),
+                false => Projection { factors: &[thin], ..Projection::default() }.apply(&x, Some(&y)),
+            };
+        };
+        let low = Projection { factors: &[thin], ..Projection::default() }.apply(&x, None)?;
         let gain = self.arrays[at + 2].divide(norm).context(what)?;
         match self.pass.model.bias(slice) {
             None => y.add(low).and_then(|y| y.multiply(&gain)).context(what),
@@ -167,7 +178,7 @@ impl Pass<'_> {
             h = self.up(layer, layer + 1, &h, &self.arrays(layer, layer + 1))?;
             mlx::eval([&h])?;
         }
-        let loss = self.loss(&h, &self.model.head_weight()?, batch)?;
+        let loss = self.loss(&h, self.model.head_weight()?, batch, kernels::token_nll)?;
         Ok(f64::from(loss.try_item_cast::<f32>().map_err(|e| Error::Other(e.to_string()))?))
     }
 
@@ -179,8 +190,9 @@ impl Pass<'_> {
         let what = "the gradient of a batch";
         let layers = self.model.config().num_hidden_layers;
         let lowest = self.targets.first().map_or(layers, |t| t.layer);
+        let whole = (self.kept / insides(self.model.config(), batch.run)).clamp(1, layers.max(1) as u64) as usize;
         // Where segments begin; the part below the lowest adapter only runs upwards.
-        let cuts: Vec<usize> = if self.recompute { (lowest..layers).collect() } else { vec![lowest] };
+        let cuts: Vec<usize> = (lowest..=lowest.max(layers.saturating_sub(whole))).collect();
         let mut h = self.model.embed(&batch.tokens)?;
         for layer in 0..lowest {
             h = self.model.layer(layer, &h, None, None)?;
@@ -207,7 +219,7 @@ impl Pass<'_> {
                 let (h, arrays) = p.split_last().ok_or_else(|| Exception::custom("no input"))?;
                 let h = self.up(from, to, h, arrays).map_err(|e| e.exception)?;
                 match last {
-                    true => Ok(vec![self.loss(&h, &head, batch).map_err(|e| e.exception)?]),
+                    true => Ok(vec![self.loss(&h, head, batch, kernels::token_nll_to_learn).map_err(|e| e.exception)?]),
                     false => Ok(vec![h]),
                 }
             };
@@ -229,14 +241,23 @@ impl Pass<'_> {
     }
 
     /// Summed loss of the targets that count.
-    fn loss(&self, h: &Array, head: &Array, batch: &Batch) -> mlx::Result<Array> {
+    fn loss(&self, h: &Array, head: Operand, batch: &Batch, nll: Nll) -> mlx::Result<Array> {
         let what = "the loss of a batch";
         let h = self.model.final_norm(h)?;
         let h = h.reshape(&[-1, h.dim(-1)]).context(what)?;
-        let nll = kernels::token_nll(&h, head, &batch.targets)?;
-        nll.multiply(&batch.mask).and_then(|x| x.sum(None)).context(what)
+        nll(&h, head, &batch.targets)?.multiply(&batch.mask).and_then(|x| x.sum(None)).context(what)
     }
 }
+
+/// Bytes that the insides of a layer take while `tokens` run through it: what the way back reads again.
+fn insides(c: &Config, tokens: usize) -> u64 {
+    let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+    // Normed inputs and sums; queries before and after the turn and attention's result; keys and values; gate and up.
+    4 * (tokens * (4 * c.hidden_size + 3 * q + 3 * kv + 2 * c.intermediate_size)).max(1) as u64
+}
+
+/// Losses of hidden states under a head at targets.
+type Nll = fn(&Array, Operand, &Array) -> mlx::Result<Array>;
 
 #[cfg(test)]
 mod tests {
@@ -296,7 +317,7 @@ mod tests {
             self.targets.iter().zip(&self.live).map(norm).collect()
         }
 
-        fn pass<'a>(&'a self, live: &'a [Live], norms: &'a [Option<Array>], recompute: bool) -> Pass<'a> {
+        fn pass<'a>(&'a self, live: &'a [Live], norms: &'a [Option<Array>], kept: u64) -> Pass<'a> {
             Pass {
                 model: &self.model,
                 targets: &self.targets,
@@ -304,7 +325,7 @@ mod tests {
                 scales: &self.scales,
                 norms,
                 dropout: None,
-                recompute,
+                kept,
                 gates: None,
             }
         }
@@ -316,8 +337,8 @@ mod tests {
         for (name, dora) in [("llama", false), ("qwen2", true), ("qwen3_q4g64", false)] {
             let lab = Lab::new(name, dora);
             let norms = lab.norms();
-            let (_, whole) = lab.pass(&lab.live, &norms, false).gradients(&lab.batch, 1.0).unwrap();
-            let (_, layered) = lab.pass(&lab.live, &norms, true).gradients(&lab.batch, 1.0).unwrap();
+            let (_, whole) = lab.pass(&lab.live, &norms, u64::MAX).gradients(&lab.batch, 1.0).unwrap();
+            let (_, layered) = lab.pass(&lab.live, &norms, 0).gradients(&lab.batch, 1.0).unwrap();
             let mut at = 0;
             for t in 0..lab.targets.len() {
                 for part in 0..lab.live[t].arrays().count() {
@@ -339,7 +360,7 @@ mod tests {
                             1 => live[t].b = new,
                             _ => live[t].magnitude = Some(new),
                         }
-                        lab.pass(&live, &norms, true).loss_of(&lab.batch).unwrap()
+                        lab.pass(&live, &norms, 0).loss_of(&lab.batch).unwrap()
                     };
                     let h = 4e-3;
                     let slope = (moved(h) - moved(-h)) / (2.0 * f64::from(h));
@@ -363,10 +384,10 @@ mod tests {
         };
         let loss = |open| {
             let gates = gated(open);
-            let pass = Pass { gates: Some(&gates), ..lab.pass(&lab.live, &none, true) };
+            let pass = Pass { gates: Some(&gates), ..lab.pass(&lab.live, &none, 0) };
             pass.gradients(&lab.batch, 1.0).unwrap()
         };
-        let plain = lab.pass(&lab.live, &none, true).loss_of(&lab.batch).unwrap();
+        let plain = lab.pass(&lab.live, &none, 0).loss_of(&lab.batch).unwrap();
         assert!((loss([1.0, 1.0]).0 - plain).abs() < 1e-3);
         let (h, half) = (2e-2, [1.0, 0.5]);
         let along: f64 =

@@ -131,7 +131,12 @@ pub struct Trainer {
     governor: Option<Governor>,
     /// Loss of the last validation.
     valid_loss: Option<f64>,
+    /// Bytes for the insides of layers.
+    kept: u64,
 }
+
+/// Most bytes for the insides of layers with gradient checkpointing, where so much is free.
+const KEPT: u64 = 768 << 20;
 
 impl Trainer {
     /// A training that has not begun.
@@ -141,7 +146,6 @@ impl Trainer {
     pub fn new(parts: Parts) -> Result<Trainer> {
         let Parts { mut model, options, rows, valid, from, policies } = parts;
         let targets = targets::choose(&options, model.config(), model.slices())?;
-        model.for_training();
         if options.fp16_base {
             model.round_to_float16()?;
         }
@@ -179,6 +183,10 @@ impl Trainer {
             _ => None,
         };
         let (state, best) = (State::default(), BTreeMap::new());
+        let kept = match options.recompute {
+            true => KEPT.min(mlx::memory::available().unwrap_or(KEPT) / 4),
+            false => u64::MAX,
+        };
         let trainer = Trainer {
             model,
             options,
@@ -191,6 +199,7 @@ impl Trainer {
             best,
             governor,
             valid_loss: None,
+            kept,
         };
         // Before hours are spent on a pack that cannot be written.
         trainer
@@ -465,7 +474,7 @@ impl Trainer {
             scales: &self.scales(),
             norms: &vec![None; banks.len()],
             dropout: None,
-            recompute: true,
+            kept: self.kept,
             gates,
         })
     }
@@ -499,7 +508,7 @@ impl Trainer {
                 scales: &scales,
                 norms: &norms,
                 dropout: (self.options.dropout > 0.0).then_some((self.options.dropout as f32, seed)),
-                recompute: self.options.recompute,
+                kept: self.kept,
                 gates: None,
             };
             let (loss, arrays) = pass.gradients(&batch, 1.0 / counted.max(1) as f64)?;

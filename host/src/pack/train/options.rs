@@ -151,7 +151,7 @@ pub struct Options {
     pub patience: u32,
     /// Updates between checkpoints; 0: none.
     pub checkpoint_every: u32,
-    /// Compute each layer again on the way back, in the place of keeping its insides.
+    /// Keep the insides of so many layers as fit a bound, and compute the others again on the way back.
     pub recompute: bool,
     /// Train against a base that is dequantised and rounded to float16.
     pub fp16_base: bool,

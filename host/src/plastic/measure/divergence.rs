@@ -53,7 +53,6 @@ impl HostMeasure<'_> {
     }
 
     fn states_of(&mut self, subject: Subject, batches: &[Vec<usize>], at: (u64, u64)) -> Result<Vec<Array>, String> {
-        self.warm()?;
         let mut out = Vec::with_capacity(batches.len());
         for batch in batches {
             self.go_on(at.0, at.1)?;

@@ -1,9 +1,8 @@
 //! What an evaluator sees of the model: losses, divergences, answers and times of three subjects.
 //!
 //! Scores of the base are measured once a run and those of the current state once a step; only the
-//! candidate is ever scored twice the same way. Switching subjects moves handles, not tensors; it costs
-//! the float32 copies that the next subject widens again, so the model stays with a subject until another
-//! one is asked for. When the measuring ends it is in the candidate's state again.
+//! candidate is ever scored twice the same way. Switching subjects moves handles, not tensors; the model stays
+//! with a subject until another one is asked for. When the measuring ends it is in the candidate's state again.
 //!
 //! Every failure is a text for the evaluator. A base that computes no numbers is one; a candidate that
 //! does is for the evaluator to reject, so its NaN goes through.
@@ -101,14 +100,6 @@ impl HostMeasure<'_> {
         out
     }
 
-    /// The float32 copies a subject works with: the model's work, though not at the speed it is judged by.
-    fn warm(&mut self) -> Result<(), String> {
-        let begun = Instant::now();
-        let warmed = self.subjects.model().warm().map_err(|e| e.to_string());
-        self.book.seconds += begun.elapsed().as_secs_f64();
-        warmed
-    }
-
     /// Those of `indices` that `is_known` does not know, each once.
     ///
     /// # Errors
@@ -191,9 +182,6 @@ impl Measure for HostMeasure<'_> {
         let (total, all) = (missing.len() as u64, self.windows.len() as u64);
         self.go_on(all.saturating_sub(total), all)?;
         let scored = self.with(subject, |m| -> Result<(), String> {
-            if total > 0 {
-                m.warm()?;
-            }
             for part in missing.chunks(m.batch.max(1)) {
                 let done = m.book.of(subject).windows.iter().flatten().count();
                 m.go_on(done as u64, all)?;
@@ -244,11 +232,8 @@ impl Measure for HostMeasure<'_> {
 
     fn counters(&mut self, subject: &str) -> Result<Vec<Metric>, String> {
         let subject = Subject::parse(subject)?;
-        let (parameters, resident) = self.with(subject, |m| {
-            // As it is at work, whatever it was asked before.
-            m.warm()?;
-            Ok::<_, String>((m.subjects.parameters(), m.subjects.model().resident().total()))
-        })?;
+        let (parameters, resident) =
+            self.with(subject, |m| (m.subjects.parameters(), m.subjects.model().resident().total()));
         let scores = self.book.of(subject);
         let (speed, peak) = (scores.tokens_per_second(), scores.peak);
         let mut out = vec![

@@ -26,7 +26,6 @@ impl HostMeasure<'_> {
         // What is shorter begins again.
         let ids: Vec<u32> = self.windows.iter().flatten().copied().cycle().take(prompt as usize).collect();
         let runs = self.with(subject, |m| {
-            m.warm()?;
             m.run(&ids, WARM_UP)?;
             (0..REPEATS).map(|_| m.run(&ids, new as usize)).collect::<Result<Vec<_>, _>>()
         })?;
