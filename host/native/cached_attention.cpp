@@ -179,12 +179,17 @@ void copy_held(const float* from, int capacity, float* to, int wider, const std:
 
 RowsOf rows_of(const mx::array& a) { return {a.data<float>(), a.strides(0), a.strides(1)}; }
 
+struct How {
+  float scale, eps;
+  bool traditional, norms;
+};
+
 // inputs: q [B, T, H * D], k, v [B, T, Hkv * D], keys, values [R, Hkv, held, D], freqs [D / 2], perhaps q_norm and
 // k_norm [D]; outputs: attention [B, T, H * D], keys, values [R, Hkv, capacity, D]
 class CachedAttentionKernel : public Kernel {
  public:
-  CachedAttentionKernel(mx::Stream s, CacheUse use, bool norms)
-      : Kernel(s, "cached_attention"), use_(std::move(use)), norms_(norms) {}
+  CachedAttentionKernel(mx::Stream s, CacheUse use, How how)
+      : Kernel(s, "cached_attention"), use_(std::move(use)), how_(how) {}
   void eval_cpu(const std::vector<mx::array>& in, std::vector<mx::array>& out) override {
     auto& enc = mx::cpu::get_command_encoder(stream());
     use_.open(in, 3, out, enc);
@@ -192,12 +197,12 @@ class CachedAttentionKernel : public Kernel {
     allocate(out[0], enc);
     const int heads = in[3].shape(1), d = in[3].shape(3);
     const float *q_norm = nullptr, *k_norm = nullptr;
-    if (norms_) {
+    if (how_.norms) {
       auto qn = dense(in[6], enc), kn = dense(in[7], enc);
       q_norm = qn.data<float>(), k_norm = kn.data<float>();
     }
     CachedAttention a{q.shape(0),       q.shape(1), q.shape(2) / d, heads,      d,      use_.capacity,
-                      use_.scale,       use_.eps,   use_.traditional, nullptr,  nullptr, rows_of(q),
+                      how_.scale,       how_.eps,   how_.traditional, nullptr,  nullptr, rows_of(q),
                       rows_of(k),       rows_of(v), freqs.data<float>(), q_norm, k_norm, out[1].data<float>(),
                       out[2].data<float>(), out[0].data<float>()};
     enc.dispatch([a, rows = use_.rows, past = use_.past]() mutable {
@@ -215,20 +220,17 @@ class CachedAttentionKernel : public Kernel {
     return a.strides(2) == 1 || a.shape(2) == 1 ? a : dense(a, enc);
   }
   CacheUse use_;
-  bool norms_;
+  How how_;
 };
 
 } // namespace
 
-void CacheUse::check(const mx::array& keys, const mx::array& values, const mx::array& freqs, int B, int T,
-                     const char* what) const {
+void CacheUse::check(const mx::array& keys, const mx::array& values, int B, int T, const char* what) const {
   PK_REQUIRE(keys.ndim() == 4 && keys.shape() == values.shape() && keys.dtype() == mx::float32 &&
               values.dtype() == mx::float32 && keys.shape(1) > 0 && keys.shape(3) > 0 && keys.shape(3) % 2 == 0,
           what, ": keys ", text(keys), " and values ", text(values),
           " must be float32 [R, Hkv, capacity, D] with an even D");
-  const int R = keys.shape(0), D = keys.shape(3);
-  PK_REQUIRE(freqs.ndim() == 1 && freqs.shape(0) == D / 2, what, ": freqs ", text(freqs), " must be [D / 2] for keys ",
-          text(keys));
+  const int R = keys.shape(0);
   PK_REQUIRE(past.size() == size_t(R) && rows.size() == size_t(B), what, ": ", past.size(), " lengths and ", rows.size(),
           " rows for keys ", text(keys), " and ", B, " sequences");
   for (int p : past)
@@ -276,8 +278,10 @@ extern "C" int pk_cached_attention(mlx_array* res, mlx_array* keys_res, mlx_arra
     auto &keys = get(keys_), &values = get(values_);
     PK_REQUIRE(q.ndim() == 3 && k.ndim() == 3 && k.shape() == v.shape() && q.shape(0) == k.shape(0) && q.shape(1) == k.shape(1),
             "cached attention: q ", text(q), " must be [B, T, H * D] and k ", text(k), ", v ", text(v), " [B, T, Hkv * D]");
-    const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity, scale, eps, traditional};
-    use.check(keys, values, freqs, q.shape(0), q.shape(1), "cached attention");
+    const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity};
+    use.check(keys, values, q.shape(0), q.shape(1), "cached attention");
+    PK_REQUIRE(freqs.ndim() == 1 && freqs.shape(0) == keys.shape(3) / 2, "cached attention: freqs ", text(freqs),
+               " must be [D / 2] for keys ", text(keys));
     const int Hkv = keys.shape(1), D = keys.shape(3);
     PK_REQUIRE(k.shape(2) == Hkv * D && q.shape(2) > 0 && q.shape(2) % (Hkv * D) == 0, "cached attention: q ", text(q),
             " must be [B, T, H * D] and k ", text(k), ", v ", text(v), " [B, T, Hkv * D] for keys ", text(keys),
@@ -292,7 +296,7 @@ extern "C" int pk_cached_attention(mlx_array* res, mlx_array* keys_res, mlx_arra
       }
     const auto cache = use.shape(keys);
     auto out = mx::array::make_arrays({q.shape(), cache, cache}, {mx::float32, mx::float32, mx::float32},
-                                      std::make_shared<CachedAttentionKernel>(s, use, norms), in);
+                                      std::make_shared<CachedAttentionKernel>(s, use, How{scale, eps, traditional, norms}), in);
     put(res, out[0]);
     put(keys_res, out[1]);
     put(values_res, out[2]);

@@ -12,7 +12,7 @@ namespace pk {
 namespace {
 
 enum { Q, K, V, O, GATE, UP, DOWN, PROJECTIONS };
-enum { H_IN, INPUT_NORM, POST_NORM, FREQS, KEYS, VALUES, FIRST }; // then q_norm and k_norm (if any), then projections
+enum { INPUT_NORM, POST_NORM, FREQS, FIRST }; // then q_norm and k_norm (if any), then those of the projections
 
 constexpr size_t SERIAL = 16384; // elements below which one thread does what lies between products
 
@@ -34,25 +34,38 @@ void rms_norm(const float* x, const float* w, float* y, int rows, int n, float e
   });
 }
 
-struct LayerRun {
+} // namespace
+
+// What a layer is made of, looked at once: the arrays it keeps alive and where their numbers lie.
+struct LayerWeights {
+  std::vector<mx::array> kept;
   std::vector<Prepared> p;
-  Sizes sizes;
+  Sizes sizes{};
+  const float *input_norm, *post_norm, *freqs, *q_norm = nullptr, *k_norm = nullptr;
+  int D, head;
+  float scale, eps;
+  bool traditional;
+};
+
+namespace {
+
+struct LayerRun {
+  std::shared_ptr<const LayerWeights> w;
   CachedAttention attention;
-  const float *h, *input_norm, *post_norm;
+  const float* h;
   float* out;
-  int M, D;
-  float eps;
+  int M;
 
   void operator()(const int* rows, const int* past) {
     thread_local Scratch room;
-    const int* n = sizes.outputs;
+    const int *n = w->sizes.outputs, D = w->D;
     const size_t m = size_t(M), wide = size_t(n[GATE]), qkv = size_t(n[Q]) + n[K] + n[V];
     // the norm; q, k, v and the attention's result; then gate and up where those were
     float* norm = room.get(m * (D + std::max(qkv + n[Q], 2 * wide)));
     float *q = norm + m * D, *k = q + m * n[Q], *v = k + m * n[K], *mixed = v + m * n[V];
-    auto at = [&](int i, float* y, const float* residual) { return p[size_t(i)].get(y, n[i], residual, D); };
+    auto at = [&](int i, float* y, const float* residual) { return w->p[size_t(i)].get(y, n[i], residual, D); };
 
-    rms_norm(h, input_norm, norm, M, D, eps);
+    rms_norm(h, w->input_norm, norm, M, D, w->eps);
     const Projection first[] = {at(Q, q, nullptr), at(K, k, nullptr), at(V, v, nullptr)};
     project(first, 3, norm, D, M);
     const int T = attention.T;
@@ -65,7 +78,7 @@ struct LayerRun {
     const Projection joined = at(O, out, h);
     project(&joined, 1, mixed, n[Q], M);
 
-    rms_norm(out, post_norm, norm, M, D, eps);
+    rms_norm(out, w->post_norm, norm, M, D, w->eps);
     float *gate = q, *up = gate + m * wide;
     const Projection second[] = {at(GATE, gate, nullptr), at(UP, up, nullptr)};
     project(second, 2, norm, D, M);
@@ -77,31 +90,21 @@ struct LayerRun {
   }
 };
 
+// inputs: h [B, T, D], keys, values; outputs: the same
 class Layer : public Kernel {
  public:
-  Layer(mx::Stream s, std::vector<ProjectionLayout> l, Sizes sizes, CacheUse use, bool norms)
-      : Kernel(s, "layer"), l_(std::move(l)), sizes_(sizes), use_(std::move(use)), norms_(norms) {}
+  Layer(mx::Stream s, std::shared_ptr<const LayerWeights> w, CacheUse use)
+      : Kernel(s, "layer"), w_(std::move(w)), use_(std::move(use)) {}
   void eval_cpu(const std::vector<mx::array>& in, std::vector<mx::array>& out) override {
     auto& enc = mx::cpu::get_command_encoder(stream());
-    use_.open(in, KEYS, out, enc);
-    auto get = [&](size_t i) { return dense(in[i], enc).data<float>(); };
+    use_.open(in, 1, out, enc);
     allocate(out[0], enc);
-    LayerRun r{};
-    size_t next = FIRST;
+    const mx::Shape &h = in[0].shape(), &held = in[1].shape();
+    LayerRun r{w_, {}, dense(in[0], enc).data<float>(), out[0].data<float>(), h[0] * h[1]};
     CachedAttention& a = r.attention;
-    if (norms_) a.q_norm = get(next), a.k_norm = get(next + 1), next += 2;
-    for (auto& l : l_) {
-      r.p.emplace_back(l, in.data() + next, enc, false);
-      next += l.arrays();
-    }
-    const mx::Shape &h = in[H_IN].shape(), &held = in[KEYS].shape();
-    r.sizes = sizes_;
-    r.h = get(H_IN), r.input_norm = get(INPUT_NORM), r.post_norm = get(POST_NORM);
-    r.out = out[0].data<float>();
-    r.M = h[0] * h[1], r.D = h[2], r.eps = use_.eps;
-    a.B = h[0], a.T = h[1], a.Hkv = held[1], a.D = held[3], a.H = sizes_.outputs[Q] / a.D, a.capacity = use_.capacity;
-    a.scale = use_.scale, a.eps = use_.eps, a.traditional = use_.traditional;
-    a.freqs = get(FREQS);
+    a.B = h[0], a.T = h[1], a.Hkv = held[1], a.D = held[3], a.H = w_->sizes.outputs[Q] / a.D, a.capacity = use_.capacity;
+    a.scale = w_->scale, a.eps = w_->eps, a.traditional = w_->traditional;
+    a.freqs = w_->freqs, a.q_norm = w_->q_norm, a.k_norm = w_->k_norm;
     a.keys = out[1].data<float>(), a.values = out[2].data<float>();
     if (r.M == 0) return;
     enc.dispatch([r = std::move(r), rows = use_.rows, past = use_.past]() mutable { r(rows.data(), past.data()); });
@@ -109,60 +112,89 @@ class Layer : public Kernel {
   bool is_equivalent(const Primitive&) const override { return false; } // it may write into its inputs
 
  private:
-  std::vector<ProjectionLayout> l_;
-  Sizes sizes_;
+  std::shared_ptr<const LayerWeights> w_;
   CacheUse use_;
-  bool norms_;
 };
+
+// Evaluated, its numbers one after the other; a matrix may lie in columns.
+mx::array settled(mx::array a, mx::Stream s) {
+  a.eval();
+  if (a.flags().row_contiguous || (a.ndim() == 2 && a.strides(0) == 1 && a.strides(1) == a.shape(0))) return a;
+  a = mx::contiguous(a, false, s);
+  a.eval();
+  return a;
+}
 
 } // namespace
 } // namespace pk
 
-// `arrays`: input norm, post norm, freqs, keys, values, q_norm and k_norm where `norms`, then those of the seven
-// projections, in the order q, k, v, o, gate, up, down, which `layout` describes one after the other.
-extern "C" int pk_layer(mlx_array* res, mlx_array* keys_res, mlx_array* values_res, mlx_array h_,
-                        const mlx_array* arrays, size_t count, const int* layout, bool norms, const int* rows,
-                        size_t n_rows, const int* past, size_t n_past, int capacity, float scale, float eps,
-                        bool traditional, mlx_stream s_, char* err, size_t len) {
+// A layer to be run often. `arrays`: input norm, post norm, freqs, q_norm and k_norm where `norms`, then those of the
+// seven projections, in the order q, k, v, o, gate, up, down, which `layout` describes one after the other. They are
+// evaluated and kept until pk_layer_free.
+extern "C" int pk_layer_new(void** res, const mlx_array* arrays, size_t count, const int* layout, bool norms,
+                            int kv_heads, float scale, float eps, bool traditional, mlx_stream s_, char* err,
+                            size_t len) {
   using namespace pk;
   return guarded(err, len, [&] {
     const char* what = "layer";
     auto s = get(s_);
-    std::vector<mx::array> in{f32(get(h_), s)};
-    for (size_t i = 0; i < count; i++) in.push_back(get(arrays[i]));
+    auto w = std::make_shared<LayerWeights>();
+    for (size_t i = 0; i < count; i++) w->kept.push_back(settled(get(arrays[i]), s));
+    const auto& in = w->kept;
     std::vector<ProjectionLayout> l;
-    size_t wanted = FIRST + (norms ? 2 : 0);
+    size_t next = FIRST + (norms ? 2 : 0), wanted = next;
     for (int i = 0; i < PROJECTIONS; i++) {
       l.push_back(ProjectionLayout::read(layout));
       wanted += l.back().arrays();
     }
     PK_REQUIRE(in.size() == wanted, what, ": ", in.size(), " arrays for a layout of ", wanted);
-    const auto &h = in[H_IN], &keys = in[KEYS];
-    PK_REQUIRE(h.ndim() == 3, what, ": h ", text(h), " must be [B, T, D]");
-    const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity, scale, eps, traditional};
-    use.check(keys, in[VALUES], in[FREQS], h.shape(0), h.shape(1), what);
-    const int D = h.shape(2), head = keys.shape(3), kv = keys.shape(1) * head;
     auto vector_of = [&](size_t i, int n) {
-      PK_REQUIRE(in[i].dtype() == mx::float32 && in[i].ndim() == 1 && in[i].shape(0) == n, what, ": a norm ", text(in[i]),
-              " must be float32 [", n, "]");
+      PK_REQUIRE(in[i].dtype() == mx::float32 && in[i].ndim() == 1 && (n == 0 || in[i].shape(0) == n), what,
+                 ": a vector ", text(in[i]), " must be float32 [", n, "]");
+      return in[i].data<float>();
     };
-    vector_of(INPUT_NORM, D), vector_of(POST_NORM, D);
-    if (norms) vector_of(FIRST, head), vector_of(FIRST + 1, head);
-    PK_REQUIRE(in[FREQS].dtype() == mx::float32, what, ": freqs must be float32");
-    Sizes sizes{};
-    const mx::array* next = in.data() + FIRST + (norms ? 2 : 0);
+    w->input_norm = vector_of(INPUT_NORM, 0);
+    const int D = w->D = in[INPUT_NORM].shape(0);
+    w->post_norm = vector_of(POST_NORM, D);
+    w->freqs = vector_of(FREQS, 0);
+    const int head = w->head = 2 * in[FREQS].shape(0), kv = kv_heads * head;
+    if (norms) w->q_norm = vector_of(FIRST, head), w->k_norm = vector_of(FIRST + 1, head);
+    w->scale = scale, w->eps = eps, w->traditional = traditional;
+    auto& enc = mx::cpu::get_command_encoder(s);
+    int* n = w->sizes.outputs;
     for (int i = 0; i < PROJECTIONS; i++) {
-      const int inner = i == O ? sizes.outputs[Q] : i == DOWN ? sizes.outputs[GATE] : D;
-      sizes.outputs[i] = l[size_t(i)].check(next, inner, what);
+      const int inner = i == O ? n[Q] : i == DOWN ? n[GATE] : D;
+      n[i] = l[size_t(i)].check(in.data() + next, inner, what);
+      w->p.emplace_back(l[size_t(i)], in.data() + next, enc, false);
       next += l[size_t(i)].arrays();
     }
-    const int* n = sizes.outputs;
-    PK_REQUIRE(n[Q] % kv == 0 && n[K] == kv && n[V] == kv && n[O] == D && n[UP] == n[GATE] && n[DOWN] == D, what,
-            ": projections of ", n[Q], ", ", n[K], ", ", n[V], ", ", n[O], ", ", n[GATE], ", ", n[UP], " and ", n[DOWN],
-            " outputs do not fit h ", text(h), " and keys ", text(keys));
+    PK_REQUIRE(kv > 0 && n[Q] % kv == 0 && n[K] == kv && n[V] == kv && n[O] == D && n[UP] == n[GATE] && n[DOWN] == D, what,
+               ": projections of ", n[Q], ", ", n[K], ", ", n[V], ", ", n[O], ", ", n[GATE], ", ", n[UP], " and ", n[DOWN],
+               " outputs do not fit ", D, " features and ", kv_heads, " heads of ", head);
+    *res = new std::shared_ptr<const LayerWeights>(std::move(w));
+  });
+}
+
+extern "C" void pk_layer_free(void* layer) { delete static_cast<std::shared_ptr<const pk::LayerWeights>*>(layer); }
+
+// h [B, T, D] through a layer; the caches as in pk_cached_attention.
+extern "C" int pk_layer(mlx_array* res, mlx_array* keys_res, mlx_array* values_res, const void* layer, mlx_array h_,
+                        mlx_array keys_, mlx_array values_, const int* rows, size_t n_rows, const int* past,
+                        size_t n_past, int capacity, mlx_stream s_, char* err, size_t len) {
+  using namespace pk;
+  return guarded(err, len, [&] {
+    auto s = get(s_);
+    const auto& w = *static_cast<const std::shared_ptr<const LayerWeights>*>(layer);
+    auto h = f32(get(h_), s);
+    const auto &keys = get(keys_), &values = get(values_);
+    PK_REQUIRE(h.ndim() == 3 && h.shape(2) == w->D, "layer: h ", text(h), " must be [B, T, ", w->D, "]");
+    const CacheUse use{{rows, rows + n_rows}, {past, past + n_past}, capacity};
+    use.check(keys, values, h.shape(0), h.shape(1), "layer");
+    PK_REQUIRE(keys.shape(1) * w->head == w->sizes.outputs[K] && keys.shape(3) == w->head, "layer: keys ", text(keys),
+               " for heads of ", w->head);
     const auto cache = use.shape(keys);
     auto out = mx::array::make_arrays({h.shape(), cache, cache}, {mx::float32, mx::float32, mx::float32},
-                                      std::make_shared<Layer>(s, std::move(l), sizes, use, norms), in);
+                                      std::make_shared<Layer>(s, w, use), {h, keys, values});
     put(res, out[0]);
     put(keys_res, out[1]);
     put(values_res, out[2]);

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, Stream, error::Exception};
 use mlx_sys::{mlx_array, mlx_stream};
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 /// Where a kernel writes the text of an error: its buffer and the length of that.
 pub(super) type ErrorText = (*mut c_char, usize);
@@ -89,23 +89,34 @@ unsafe extern "C" {
         err: *mut c_char,
         len: usize,
     ) -> c_int;
-    pub(super) fn pk_layer(
-        res: *mut mlx_array,
-        keys_res: *mut mlx_array,
-        values_res: *mut mlx_array,
-        h: mlx_array,
+    pub(super) fn pk_layer_new(
+        res: *mut *mut c_void,
         arrays: *const mlx_array,
         count: usize,
         layout: *const c_int,
         norms: bool,
+        kv_heads: c_int,
+        scale: f32,
+        eps: f32,
+        traditional: bool,
+        s: mlx_stream,
+        err: *mut c_char,
+        len: usize,
+    ) -> c_int;
+    pub(super) fn pk_layer_free(layer: *mut c_void);
+    pub(super) fn pk_layer(
+        res: *mut mlx_array,
+        keys_res: *mut mlx_array,
+        values_res: *mut mlx_array,
+        layer: *const c_void,
+        h: mlx_array,
+        keys: mlx_array,
+        values: mlx_array,
         rows: *const c_int,
         n_rows: usize,
         past: *const c_int,
         n_past: usize,
         capacity: c_int,
-        scale: f32,
-        eps: f32,
-        traditional: bool,
         s: mlx_stream,
         err: *mut c_char,
         len: usize,

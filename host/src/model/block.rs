@@ -10,9 +10,11 @@ use crate::mlx::{self, Array, Context, kernels};
 #[cfg(target_os = "linux")]
 use crate::mlx::{
     decode::Place,
-    layer::Layer,
+    layer::{Layer, Parts},
     project::{Projection, Thin},
 };
+#[cfg(target_os = "linux")]
+use std::cell::OnceCell;
 
 /// Number of projections a layer has: q, k, v, o, gate, up, down.
 pub(crate) const PER_LAYER: usize = 7;
@@ -90,7 +92,11 @@ pub(crate) struct Block {
     post_norm: Array,
     /// Weights [d] over each head of q and k; Qwen3.
     qk_norm: Option<(Array, Array)>,
+    /// Changed through [`Block::linear_mut`] only.
     pub(crate) linears: [Linear; PER_LAYER],
+    /// All of it as one operation, once it was asked for; `None` where the kernels do not know all of it.
+    #[cfg(target_os = "linux")]
+    whole: OnceCell<Option<Layer>>,
 }
 
 impl Block {
@@ -121,6 +127,8 @@ impl Block {
                 mlp("up_proj", f, d)?,
                 mlp("down_proj", d, f)?,
             ],
+            #[cfg(target_os = "linux")]
+            whole: OnceCell::new(),
         })
     }
 
@@ -177,9 +185,29 @@ impl Block {
         }
     }
 
+    /// A projection, to be changed.
+    pub(crate) fn linear_mut(&mut self, i: usize) -> &mut Linear {
+        #[cfg(target_os = "linux")]
+        {
+            self.whole = OnceCell::new();
+        }
+        &mut self.linears[i]
+    }
+
     /// The whole layer in one operation; `None` where the kernels do not know all of it.
     #[cfg(target_os = "linux")]
     fn at_once(&self, s: &Shape, h: &Array, cache: &mut LayerCache) -> mlx::Result<Option<Array>> {
+        if self.whole.get().is_none() {
+            let made = self.make_whole(s)?;
+            self.whole.get_or_init(|| made);
+        }
+        let Some(layer) = self.whole.get().and_then(Option::as_ref) else { return Ok(None) };
+        let step = |held, place: Place| layer.apply(h, held, place);
+        cache.step((h.dim(0), h.dim(1)), (s.kv_heads, s.head_dim), step).map(Some)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn make_whole(&self, s: &Shape) -> mlx::Result<Option<Layer>> {
         let mut factors: [Vec<Thin>; PER_LAYER] = Default::default();
         let mut projections = [Projection::default(); PER_LAYER];
         for ((p, l), f) in projections.iter_mut().zip(&self.linears).zip(&mut factors) {
@@ -188,10 +216,14 @@ impl Block {
                 _ => return Ok(None),
             }
         }
-        let layer = Layer { input_norm: &self.input_norm, post_norm: &self.post_norm, projections: &projections };
-        let how = self.how(s);
-        let step = |held, place: Place| layer.apply(h, held, place, &how);
-        cache.step((h.dim(0), h.dim(1)), (s.kv_heads, s.head_dim), step).map(Some)
+        let parts = Parts {
+            input_norm: &self.input_norm,
+            post_norm: &self.post_norm,
+            projections: &projections,
+            kv_heads: s.kv_heads,
+            how: self.how(s),
+        };
+        Layer::new(&parts).map(Some)
     }
 
     /// q [B, T, H·d], k and v [B, T, Hkv·d] to [B, T, H·d].

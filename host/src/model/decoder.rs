@@ -139,8 +139,10 @@ impl Model {
     /// # Errors
     /// When MLX fails.
     pub fn round_to_float16(&mut self) -> Result<()> {
-        for l in self.blocks.iter_mut().flat_map(|b| &mut b.linears) {
-            l.weight.round_to_float16()?;
+        for b in &mut self.blocks {
+            for i in 0..PER_LAYER {
+                b.linear_mut(i).weight.round_to_float16()?;
+            }
         }
         Ok(())
     }
@@ -203,7 +205,7 @@ impl Model {
             let name = &self.slices[slice].name;
             return Err(Error::Request(format!("{name}: {level:?} is not in memory; load the model with more awake")));
         }
-        Ok(self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].set_level(level)?)
+        Ok(self.blocks[slice / PER_LAYER].linear_mut(slice % PER_LAYER).set_level(level)?)
     }
 
     /// Changes how much of every slice that is named is awake, all or nothing.
@@ -251,7 +253,7 @@ impl Model {
     /// # Panics
     /// When `slice` is no index into [`Model::slices`].
     pub fn set_factors(&mut self, slice: usize, factors: Option<Factors>) {
-        self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].set_factors(factors);
+        self.blocks[slice / PER_LAYER].linear_mut(slice % PER_LAYER).set_factors(factors);
     }
 
     /// The factors that stand in for a slice.
@@ -267,7 +269,7 @@ impl Model {
     /// # Panics
     /// When `slice` is no index into [`Model::slices`].
     pub fn set_added(&mut self, slice: usize, added: Option<Added>) {
-        self.blocks[slice / PER_LAYER].linears[slice % PER_LAYER].added = added;
+        self.blocks[slice / PER_LAYER].linear_mut(slice % PER_LAYER).added = added;
     }
 
     /// What packs add to a slice.
