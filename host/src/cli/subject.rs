@@ -80,7 +80,7 @@ impl SubjectArgs {
                 let levels = awake::levels(self.awake.awake_budget, &base.dir)?;
                 let packs = self.packs.choose(&base.dir)?;
                 let tokenizer = Tokenizer::load(&base.dir)?;
-                let mut model = Model::load(&base.dir, &LoadOptions { levels, parked, ..LoadOptions::default() })?;
+                let mut model = Model::load(&base.dir, &LoadOptions { levels, parked })?;
                 packs.attach(&mut model, &base.dir)?;
                 using::tell(&packs, g);
                 let awake_budget = match self.awake.awake_budget {

@@ -191,7 +191,7 @@ pub fn bytes(dir: &Path, manifest: &Manifest) -> Result<Bytes> {
             Some((_, _, Level::Rank(_))) if !repairs && !name.ends_with(".bias") => b.disk_parked += on_disk,
             _ => {
                 b.disk_awake += on_disk;
-                b.memory += in_memory(&name, &info);
+                b.memory += in_memory(&info);
             }
         }
     }
@@ -206,10 +206,9 @@ fn component(name: &str) -> Option<(&str, char)> {
     })
 }
 
-/// Bytes of a tensor in memory: vectors, scales and biases of floats are widened to float32.
-fn in_memory(name: &str, info: &TensorInfo) -> u64 {
+/// Bytes of a tensor in memory: vectors of floats are widened to float32, all else is held as it is stored.
+fn in_memory(info: &TensorInfo) -> u64 {
     let elements: u64 = info.shape.iter().map(|n| *n as u64).product();
     let float = ["F32", "F16", "BF16"].contains(&info.dtype.as_str());
-    let widened = info.shape.len() == 1 || name.ends_with(".scales") || name.ends_with(".biases");
-    if float && widened { 4 * elements } else { info.end - info.begin }
+    if float && info.shape.len() == 1 { 4 * elements } else { info.end - info.begin }
 }
