@@ -254,6 +254,16 @@ struct Float {
                : T == F16 ? load_half((const uint16_t*)p + i * VL)
                           : load_bfloat((const uint16_t*)p + i * VL);
   }
+  // The first `count` < STEP only, zeros beyond: what lies there may not be ours to read.
+  void part(const uint8_t* p, int count, vf* out) const {
+    if (T == F32 && PARTS == 1) {
+      out[0] = load_part((const float*)p, count);
+      return;
+    }
+    uint8_t rest[STEP * 4] = {};
+    memcpy(rest, p, size_t(count) * bits / 8);
+    read(rest, {}, out);
+  }
 };
 
 // Calls f(reader) for the kind of storage.

@@ -66,10 +66,11 @@ static void arrange(int kind, const float* x, ptrdiff_t ldx, int M, int K, float
 
 constexpr int round_up4(int n) { return (n + 3) / 4 * 4; }
 
-// NB rows of W by MB rows of x (ldx apart); scales and biases [NB][groups].
+// NB rows of W by MB rows of x (ldx apart); scales and biases [NB][groups]. Floats end with `rest` that are no whole step.
 template <class R, int NB, int MB>
 static void dot_tile(const R& reader, const uint8_t* codes, size_t row, const float* scales, const float* biases,
-                     int groups, int group, const float* x, ptrdiff_t ldx, float* y, ptrdiff_t ldy, bool add) {
+                     int groups, int group, int rest, const float* x, ptrdiff_t ldx, float* y, ptrdiff_t ldy,
+                     bool add) {
   vf acc[NB][MB];
 #pragma GCC unroll 8
   for (int j = 0; j < NB; j++)
@@ -103,6 +104,21 @@ static void dot_tile(const R& reader, const uint8_t* codes, size_t row, const fl
       x += R::step;
     }
   }
+  if constexpr (R::bits > 8)
+    if (rest) {
+      vf w[NB][R::parts];
+#pragma GCC unroll 8
+      for (int j = 0; j < NB; j++) reader.part(codes + j * row, rest, w[j]);
+#pragma GCC unroll 8
+      for (int i = 0; i < MB; i++)
+#pragma GCC unroll 2
+        for (int p = 0; p < R::parts; p++) {
+          const int left = rest - p * VL;
+          const vf v = left >= VL ? load(x + i * ldx + p * VL) : left > 0 ? load_part(x + i * ldx + p * VL, left) : vf{};
+#pragma GCC unroll 8
+          for (int j = 0; j < NB; j++) acc[j][i] += w[j][p] * v;
+        }
+    }
   float total[round_up4(NB * MB)];
 #pragma GCC unroll 8
   for (int t = 0; t < NB * MB; t += 4) {
@@ -139,19 +155,6 @@ struct Widened {
   }
 };
 
-// The inputs of a row of floats from `whole` on, which are no whole step.
-template <class R>
-static float dot_rest(const uint8_t* codes, int whole, int K, const float* x) {
-  uint8_t rest[STEP * 4] = {}; // what lies beyond the row may not be ours to read
-  memcpy(rest, codes + size_t(whole) * R::bits / 8, size_t(K - whole) * R::bits / 8);
-  vf w[PARTS];
-  float v[STEP], s = 0;
-  R().read(rest, R::group(0, 0), w);
-  memcpy(v, w, sizeof w);
-  for (int k = whole; k < K; k++) s += v[k - whole] * x[k];
-  return s;
-}
-
 template <class R, int NB>
 static void dot_rows(const R& reader, const Matrix& w, int n, const float* x, int M, float* y, ptrdiff_t ldy, bool add) {
   const size_t row = w.row_bytes();
@@ -159,8 +162,9 @@ static void dot_rows(const R& reader, const Matrix& w, int n, const float* x, in
   const Widened shared(w, n, NB);
   const bool affine = R::bits <= 8;
   const int group = affine ? w.group : w.K / R::step * R::step, groups = affine ? w.K / group : group > 0;
+  const int rest = affine ? 0 : w.K - group;
   const auto tile = [&](auto rows, int m) {
-    dot_tile<R, NB, rows.n>(reader, codes, row, shared.scales, shared.biases, groups, group, x + size_t(m) * w.K, w.K,
+    dot_tile<R, NB, rows.n>(reader, codes, row, shared.scales, shared.biases, groups, group, rest, x + size_t(m) * w.K, w.K,
                             y + m * ldy + n, ldy, add);
   };
   int m = 0;
@@ -169,9 +173,6 @@ static void dot_rows(const R& reader, const Matrix& w, int n, const float* x, in
   for (; m + 4 <= M; m += 4) tile(Count<4>(), m);
   if (m + 2 <= M) tile(Count<2>(), m), m += 2;
   if (m < M) tile(Count<1>(), m);
-  if constexpr (R::bits > 8)
-    for (m = 0; group < w.K && m < M; m++)
-      for (int j = 0; j < NB; j++) y[m * ldy + n + j] += dot_rest<R>(codes + j * row, group, w.K, x + size_t(m) * w.K);
 }
 
 template <class R>
@@ -314,7 +315,7 @@ static void rows(const Matrix& w, int n0, int n1, float* dst, ptrdiff_t ld) {
 }
 
 // ---- x W for few rows: a stretch of each row of W is decoded in registers and added to all rows of the result
-template <class R, int MB, int STEPS>
+template <class R, int MB, int STEPS, int T>
 static void sum_tile(const Decoder<R>& d, int k0, const float* x, ptrdiff_t ldx, float* y, ptrdiff_t ldy, bool add) {
   const Matrix& w = d.w;
   const int g0 = R::bits <= 8 ? k0 / w.group : 0, group = R::bits <= 8 ? w.group : STEPS * STEP;
@@ -333,7 +334,8 @@ static void sum_tile(const Decoder<R>& d, int k0, const float* x, ptrdiff_t ldx,
     for (int j = 0; j < STEPS; j++, c += STEP / 8 * R::bits) {
       if constexpr (R::bits <= 8)
         if (j * STEP % group == 0) {
-          shared = R::group(number(w.scales, w.number, at), w.biases ? number(w.biases, w.number, at) : 0.f);
+          const Number type = T < 0 ? w.number : Number(T);
+          shared = R::group(number(w.scales, type, at), T >= 0 || w.biases ? number(w.biases, type, at) : 0.f);
           at++;
         }
       vf v[PARTS];
@@ -366,8 +368,8 @@ static void sum_rest(const Decoder<R>& d, int k0, int count, const float* x, flo
   for (int j = 0; j < count; j++) y[k0 + j] = total[j] + (add ? y[k0 + j] : 0.f);
 }
 
-template <class R>
-static void sums_of(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,
+template <class R, int T>
+static void sums_as(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,
                     bool add) {
   // As many sums as there are registers for; stretches of 64 or 128 lie within a group or hold whole ones.
   constexpr int LONG = VL > 4 ? 128 : 64, SHORT = 64, ROWS = PK_MR > 6 && VL > 4 ? 4 : 1;
@@ -377,15 +379,23 @@ static void sums_of(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff
     float* ym = y + m * ldy;
     int k = k0;
     if (rows == 1) {
-      for (; k + LONG <= k1; k += LONG) sum_tile<R, 1, LONG / STEP>(d, k, xm, ldx, ym, ldy, add);
-      for (; k + SHORT <= k1; k += SHORT) sum_tile<R, 1, SHORT / STEP>(d, k, xm, ldx, ym, ldy, add);
+      for (; k + LONG <= k1; k += LONG) sum_tile<R, 1, LONG / STEP, T>(d, k, xm, ldx, ym, ldy, add);
+      for (; k + SHORT <= k1; k += SHORT) sum_tile<R, 1, SHORT / STEP, T>(d, k, xm, ldx, ym, ldy, add);
     } else {
-      for (; k + SHORT <= k1; k += SHORT) sum_tile<R, ROWS, SHORT / STEP>(d, k, xm, ldx, ym, ldy, add);
+      for (; k + SHORT <= k1; k += SHORT) sum_tile<R, ROWS, SHORT / STEP, T>(d, k, xm, ldx, ym, ldy, add);
     }
     if (k < k1)
       for (int i = 0; i < rows; i++) sum_rest(d, k, k1 - k, xm + i * ldx, ym + i * ldy, add);
     m += rows;
   }
+}
+template <class R>
+static void sums_of(const Decoder<R>& d, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,
+                    bool add) {
+  // The usual type of scales is known when the loop is compiled.
+  if constexpr (R::bits <= 8)
+    if (d.w.number == F16 && d.w.biases) return sums_as<R, F16>(d, k0, k1, x, ldx, M, y, ldy, add);
+  sums_as<R, -1>(d, k0, k1, x, ldx, M, y, ldy, add);
 }
 static void sums(const Matrix& w, int k0, int k1, const float* x, ptrdiff_t ldx, int M, float* y, ptrdiff_t ldy,
                  bool add) {

@@ -82,12 +82,19 @@ static inline vf vexp(vf x) {
 
 // Calls f(offset, count, full) over n elements: full vectors first, then one partial vector.
 // load_part and store_part touch only the first `count` elements.
+#if defined(__AVX512F__)
+static inline vf load_part(const float* p, int count) { return (vf)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p); }
+static inline void store_part(float* p, vf v, int count) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+#else
 static inline vf load_part(const float* p, int count) {
   vf v = {};
   memcpy(&v, p, 4 * size_t(count));
   return v;
 }
 static inline void store_part(float* p, vf v, int count) { memcpy(p, &v, 4 * size_t(count)); }
+#endif
 
 } // namespace PK_ISA
 } // namespace pk
