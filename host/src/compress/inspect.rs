@@ -161,16 +161,12 @@ pub fn bytes(dir: &Path, manifest: &Manifest) -> Result<Bytes> {
     for name in [SPECTRA, PARKED] {
         b.disk_parked += manifest.files.get(name).map_or(0, |f| f.bytes);
     }
-    let slices: BTreeMap<&str, (u64, u64, Level)> = manifest
-        .stored
-        .iter()
-        .zip(manifest.current())
-        .map(|(s, l)| (s.name.as_str(), (u64::from(s.rows), u64::from(s.cols), l)))
-        .collect();
+    let slices: BTreeMap<&str, Level> =
+        manifest.stored.iter().zip(manifest.current()).map(|(s, l)| (s.name.as_str(), l)).collect();
     for (name, info) in read_header(&dir.join(WEIGHTS))? {
         let on_disk = info.end - info.begin;
-        if let Some((slice, side)) = component(&name) {
-            let Some((rows, cols, level)) = slices.get(slice) else { continue };
+        if let Some(slice) = component(&name) {
+            let Some(level) = slices.get(slice) else { continue };
             let all = info.shape.first().copied().unwrap_or(0) as u64;
             let awake = match level {
                 Level::Dense => 0,
@@ -179,16 +175,13 @@ pub fn bytes(dir: &Path, manifest: &Manifest) -> Result<Bytes> {
             let of_awake = on_disk.checked_div(all).unwrap_or(0) * awake;
             b.disk_awake += of_awake;
             b.disk_parked += on_disk - of_awake;
-            // Scales and biases of a quantised side widen into the same floats.
-            if !name.ends_with(".scales") && !name.ends_with(".biases") {
-                b.memory += 4 * awake * if side == 'a' { rows } else { cols };
-            }
+            b.memory += of_awake;
             continue;
         }
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
         let repairs = manifest.settings.mode == super::settings::Mode::Residual;
         match slices.get(module) {
-            Some((_, _, Level::Rank(_))) if !repairs && !name.ends_with(".bias") => b.disk_parked += on_disk,
+            Some(Level::Rank(_)) if !repairs && !name.ends_with(".bias") => b.disk_parked += on_disk,
             _ => {
                 b.disk_awake += on_disk;
                 b.memory += in_memory(&info);
@@ -198,11 +191,11 @@ pub fn bytes(dir: &Path, manifest: &Manifest) -> Result<Bytes> {
     Ok(b)
 }
 
-/// The slice that a tensor holds components of, and which side of them.
-fn component(name: &str) -> Option<(&str, char)> {
+/// The slice that a tensor holds components of.
+fn component(name: &str) -> Option<&str> {
     [".ladder.", ".repair."].into_iter().find_map(|kind| {
-        let (slice, rest) = name.split_once(kind)?;
-        Some((slice, rest.chars().next().filter(|c| ['a', 'b'].contains(c))?))
+        let (slice, side) = name.split_once(kind)?;
+        ["a", "b"].contains(&side.split('.').next()?).then_some(slice)
     })
 }
 

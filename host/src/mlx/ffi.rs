@@ -14,7 +14,6 @@ unsafe extern "C" {
     pub(super) fn pk_set_threads(n: c_int);
     pub(super) fn pk_gemm_in_use() -> c_int;
     pub(super) fn pk_isa() -> *const c_char;
-    pub(super) fn pk_force_isa(name: *const c_char) -> c_int;
     pub(super) fn pk_swiglu(
         res: *mut mlx_array,
         gate: mlx_array,

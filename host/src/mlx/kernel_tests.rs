@@ -25,29 +25,45 @@ pub(super) fn difference(got: &Array, want: &Array) -> f32 {
     worst / scale
 }
 
-/// Runs `f` with every instruction set of this machine, with one thread and with all.
-pub(super) fn everywhere(mut f: impl FnMut(&str)) {
-    let _guard = SETTINGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let (best, all) = (std::ffi::CString::new(kernels::isa()).unwrap(), kernels::threads());
-    let mut ran = 0;
-    for isa in [c"scalar", c"avx2", c"avx512"] {
-        if kernels::force_isa(isa) {
-            for threads in [1, all] {
-                kernels::set_threads(threads);
-                f(&format!("{} with {threads} threads", kernels::isa()));
-            }
-            ran += 1;
+/// What runs here, for messages.
+pub(super) fn setting() -> String {
+    format!("{} with {} threads", kernels::isa(), kernels::threads())
+}
+
+/// The tests of the kernels again, with every instruction set of this machine, with one thread and with some: each in
+/// a process of its own, since the set is the process's.
+#[test]
+fn every_instruction_set_and_one_thread() {
+    if !kernels::native() || std::env::var_os("PLASTIC_ISA").is_some() {
+        return;
+    }
+    let mut ran = vec![];
+    for isa in ["scalar", "avx2", "avx512"] {
+        for threads in ["1", "3"] {
+            let out = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["mlx::kernel_tests::", "mlx::project_tests::", "mlx::decode::", "--nocapture"])
+                .envs([("PLASTIC_ISA", isa), ("PLASTIC_THREADS", threads)])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.success(), "{isa} with {threads} threads:\n{text}");
+            let used = text.lines().find_map(|l| l.split("kernels run ").nth(1)).unwrap().to_string();
+            assert!(used.ends_with(&format!(" with {threads} threads")), "{used}");
+            // A machine without a set takes another one.
+            ran.push(used);
         }
     }
-    kernels::force_isa(&best);
-    kernels::set_threads(all);
-    assert!(ran > 0 || !kernels::native());
+    assert!(ran[0].starts_with("scalar") && ran.iter().any(|r| r.starts_with(kernels::isa())), "{ran:?}");
 }
-static SETTINGS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+#[test]
+fn says_what_runs() {
+    println!("kernels run {}", setting());
+}
 
 type Op<'a> = &'a dyn Fn(&[Array]) -> super::Result<Array>;
 
-/// Value and gradients of `got` against `want` for a random cotangent, [`everywhere`].
+/// Value and gradients of `got` against `want` for a random cotangent.
 pub(super) fn same_with_gradients(what: &str, inputs: &[Array], got: Op, want: Op, tolerance: f32) {
     let run = |op: Op| {
         let y = op(inputs).unwrap();
@@ -59,12 +75,11 @@ pub(super) fn same_with_gradients(what: &str, inputs: &[Array], got: Op, want: O
         all
     };
     let want = run(want);
-    everywhere(|set| {
-        for (i, (g, w)) in run(got).iter().zip(&want).enumerate() {
-            let d = difference(g, w);
-            assert!(d < tolerance, "{what} {set}: output {i} {:?} differs by {d}", g.shape());
-        }
-    });
+    let set = setting();
+    for (i, (g, w)) in run(got).iter().zip(&want).enumerate() {
+        let d = difference(g, w);
+        assert!(d < tolerance, "{what} {set}: output {i} {:?} differs by {d}", g.shape());
+    }
 }
 
 #[test]
@@ -111,11 +126,10 @@ fn token_nll_is_exact_to_two_millionths_of_a_nat() {
             .zip(0..n)
             .map(|(row, i)| nll64(row, &w, d as usize, ((i * 31 + 1) % v) as usize))
             .collect();
-        everywhere(|set| {
-            let got = values(&kernels::token_nll(&hidden, Operand::Float(&head), &targets).unwrap());
-            let worst = got.iter().zip(&want).fold(0f64, |m, (g, w)| m.max((f64::from(*g) - w).abs()));
-            assert!(worst < 2e-6, "{n}x{d}x{v} {set}: {worst:.2e} nats");
-        });
+        let set = setting();
+        let got = values(&kernels::token_nll(&hidden, Operand::Float(&head), &targets).unwrap());
+        let worst = got.iter().zip(&want).fold(0f64, |m, (g, w)| m.max((f64::from(*g) - w).abs()));
+        assert!(worst < 2e-6, "{n}x{d}x{v} {set}: {worst:.2e} nats");
         let plain = values(&composed::token_nll(&hidden, Operand::Float(&head), &targets).unwrap());
         for (g, w) in plain.iter().zip(&want) {
             assert!((f64::from(*g) - w).abs() < 2e-5, "composed {n}x{d}x{v}: {g} against {w}");
@@ -162,11 +176,10 @@ fn a_quantised_head_gives_what_its_widened_form_gives() {
                     5e-6,
                 );
             }
-            everywhere(|set| {
-                let plain = kernels::token_nll(&inputs[0], Operand::Packed(&packed), &targets).unwrap();
-                let learnt = kernels::token_nll_to_learn(&inputs[0], Operand::Packed(&packed), &targets).unwrap();
-                assert!(difference(&plain, &learnt) < 1e-6, "{what} {set}");
-            });
+            let set = setting();
+            let plain = kernels::token_nll(&inputs[0], Operand::Packed(&packed), &targets).unwrap();
+            let learnt = kernels::token_nll_to_learn(&inputs[0], Operand::Packed(&packed), &targets).unwrap();
+            assert!(difference(&plain, &learnt) < 1e-6, "{what} {set}");
         }
     }
 }
@@ -189,29 +202,23 @@ fn divergence_under_a_head_agrees_with_float64_and_so_does_its_gradient() {
                 let sum: f64 = l.iter().map(|x| (x - max).exp()).sum();
                 l.iter().map(|x| (x - max).exp() / sum).collect()
             };
-            everywhere(|set| {
-                let (kl, grad) = kernels::divergence_to_learn(&x, &y, Operand::Float(&head)).unwrap();
-                let alone = kernels::divergence(&x, &y, Operand::Float(&head)).unwrap();
-                let (kl, learnt, grad) = (values(&alone), values(&kl), values(&grad));
-                let itself = kernels::divergence(&x, &x, Operand::Float(&head)).unwrap();
-                assert_eq!(values(&itself), vec![0.0; n as usize], "{set}");
-                for r in 0..n as usize {
-                    let row = r * d as usize..(r + 1) * d as usize;
-                    let (p, q) = (probabilities(&xs[row.clone()]), probabilities(&ys[row.clone()]));
-                    let want: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
-                    assert!(
-                        (f64::from(kl[r]) - want).abs() < 3e-6 * (1.0 + want),
-                        "{set} {n} {d} {v}: {} {want}",
-                        kl[r]
-                    );
-                    assert!((f64::from(learnt[r]) - want).abs() < 1e-5 * (1.0 + want), "{set}: {} {want}", learnt[r]);
-                    for (i, g) in grad[row].iter().enumerate() {
-                        let want: f64 =
-                            (0..v as usize).map(|t| (q[t] - p[t]) * f64::from(wide[t * d as usize + i])).sum();
-                        assert!((f64::from(*g) - want).abs() < 2e-6, "{set} gradient {g} {want}");
-                    }
+            let set = setting();
+            let (kl, grad) = kernels::divergence_to_learn(&x, &y, Operand::Float(&head)).unwrap();
+            let alone = kernels::divergence(&x, &y, Operand::Float(&head)).unwrap();
+            let (kl, learnt, grad) = (values(&alone), values(&kl), values(&grad));
+            let itself = kernels::divergence(&x, &x, Operand::Float(&head)).unwrap();
+            assert_eq!(values(&itself), vec![0.0; n as usize], "{set}");
+            for r in 0..n as usize {
+                let row = r * d as usize..(r + 1) * d as usize;
+                let (p, q) = (probabilities(&xs[row.clone()]), probabilities(&ys[row.clone()]));
+                let want: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+                assert!((f64::from(kl[r]) - want).abs() < 3e-6 * (1.0 + want), "{set} {n} {d} {v}: {} {want}", kl[r]);
+                assert!((f64::from(learnt[r]) - want).abs() < 1e-5 * (1.0 + want), "{set}: {} {want}", learnt[r]);
+                for (i, g) in grad[row].iter().enumerate() {
+                    let want: f64 = (0..v as usize).map(|t| (q[t] - p[t]) * f64::from(wide[t * d as usize + i])).sum();
+                    assert!((f64::from(*g) - want).abs() < 2e-6, "{set} gradient {g} {want}");
                 }
-            });
+            }
         }
     }
 }
@@ -261,7 +268,6 @@ fn fisher_labels_follow_the_softmax_and_the_gradient_is_of_the_drawn_label() {
 
 #[test]
 fn fisher_draws_do_not_depend_on_threads_or_blocks() {
-    let _guard = SETTINGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (hidden, head) = (random(&[150, 40], 1.0, 1), random(&[3000, 40], 0.5, 2));
     let draw = |h: &Array| {
         let (labels, grad) = kernels::fisher_head(h, Operand::Float(&head), 11).unwrap();

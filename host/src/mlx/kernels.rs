@@ -76,16 +76,6 @@ pub fn isa() -> &'static str {
     "mlx"
 }
 
-/// Uses the instruction set `name` from now on, in the whole process (for tests and benchmarks); false
-/// when this machine lacks it.
-pub fn force_isa(name: &std::ffi::CStr) -> bool {
-    #[cfg(target_os = "linux")]
-    // SAFETY: `name` is a terminated string that is only read.
-    return unsafe { ffi::pk_force_isa(name.as_ptr()) } == 0;
-    #[cfg(not(target_os = "linux"))]
-    return name == c"mlx";
-}
-
 /// `silu(gate) * up`, element by element; differentiable in both.
 ///
 /// # Errors

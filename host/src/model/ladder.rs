@@ -11,7 +11,7 @@
 use super::linear::Factors;
 use crate::mlx::project::{Operand, Thin};
 use crate::mlx::quant::Packed;
-use crate::mlx::{self, Array, Context};
+use crate::mlx::{self, Array, Context, Dtype};
 use mlx_rs::ops::indexing::TryIndexOp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ pub struct Stored {
 /// Vectors of components, one a row, as they are stored: [R, width].
 #[derive(Clone, Debug)]
 pub(crate) enum Vectors {
-    /// float32.
+    /// float32, float16 or bfloat16.
     Float(Array),
     /// Quantised, in the mode affine.
     Packed(Packed),
@@ -96,7 +96,7 @@ impl Vectors {
 
     fn widened(&self) -> mlx::Result<Array> {
         match self {
-            Vectors::Float(a) => Ok(a.clone()),
+            Vectors::Float(a) => a.as_dtype(Dtype::Float32).context("widening components"),
             Vectors::Packed(p) => p.dequantize(),
         }
     }
@@ -145,7 +145,7 @@ impl Ladder {
 /// Components that are awake.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
-    /// float32 [rows, r], or quantised as they are stored, [r, rows].
+    /// Floats [rows, r], or quantised as they are stored, [r, rows].
     a: Vectors,
     /// [r, cols].
     b: Vectors,
@@ -170,9 +170,10 @@ impl Part {
 
     /// The same in float32.
     pub(crate) fn factors(&self) -> mlx::Result<Factors> {
+        let a = self.a.widened()?;
         let a = match &self.a {
-            Vectors::Float(a) => a.clone(),
-            Vectors::Packed(p) => p.dequantize().and_then(|a| a.transpose().context("widening components"))?,
+            Vectors::Float(_) => a,
+            Vectors::Packed(_) => a.transpose().context("widening components")?,
         };
         Ok(Factors { a, b: self.b.widened()? })
     }

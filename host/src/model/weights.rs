@@ -87,7 +87,7 @@ impl<'a> Weights<'a> {
         let loaded = if self.parked { stored } else { awake.unwrap_or(0) };
         let part = |name: &str, width: usize| -> Result<Vectors> {
             let all = if self.has(name) {
-                Vectors::Float(self.floats(name, &[stored as usize, width])?.as_dtype(Dtype::Float32)?)
+                Vectors::Float(self.floats(name, &[stored as usize, width])?)
             } else {
                 let scheme = self.inferred(name, stored as usize, width)?;
                 Vectors::Packed(self.packed(name, stored as usize, width, scheme)?)

@@ -296,8 +296,7 @@ mod tests {
             let mut all = parts(&pack, unit).unwrap();
             let losses = measure(&mut model, &pack, &mut all, &windows, 4, &mut |_| true).unwrap().unwrap();
             assert!((0..model.slices().len()).all(|i| model.added(i).is_none()), "{unit:?}: the base is back");
-            // Not to the bit: tests beside this one switch the instruction set of the whole process.
-            assert!((losses.base - before.mean_nll).abs() < 1e-6);
+            assert_eq!(losses.base, before.mean_nll);
             let part = &all[all.len() / 2];
             let mut rest = pack.clone();
             rest.adapters.extend(without(&pack, part).adapters);
